@@ -1,0 +1,90 @@
+"""The columns of the two tables, with their types and units: the only door between the wings.
+
+A *run* is one row of `runs`. A *window* is one row of `curves`: means over the updates
+`step_start + 1 .. step`, and an evaluation after `step` updates where `val_loss` is not null.
+`step`, `tokens` and `flops` count from 0 at initialisation; losses are nats a token.
+"""
+
+from __future__ import annotations
+
+FORMAT = 1
+
+STATUSES = ("queued", "running", "done", "diverged", "interrupted", "failed")
+
+RUN_COLUMNS: dict[str, type] = {
+    "run_id": str,
+    "study": str,
+    "name": str,  # the run's name in its study
+    "status": str,  # one of STATUSES
+    "seed": int,
+    "data_seed": int,
+    "arch": str,
+    "n_layer": int,
+    "d_model": int,
+    "d_ff": int,
+    "n_head": int,
+    "n_ctx": int,
+    "n_vocab": int,
+    "activation": str,
+    "tied_embeddings": bool,
+    "dropout": float,
+    "params_non_embedding": int,  # Kaplan eq. 2.1: the matrices of the blocks
+    "params_embedding": int,  # token and position tables
+    "params_head": int,  # 0 where tied
+    "params_other": int,  # LayerNorm gains and biases
+    "params_total": int,  # every array of the model
+    "flops_per_token_blocks": int,  # forward FLOPs of the blocks' matrices
+    "flops_per_token_attention": int,  # forward, scores and values over the full square
+    "flops_per_token_head": int,  # forward, logits
+    "flops_per_token_embedding": int,  # forward, Kaplan Table 1; lookups, no matmul
+    "data_source": str,
+    "data_fingerprint": str,
+    "unique_tokens": int,  # tokens of the training split
+    "bigram_nats": float,  # validation loss of a bigram model of the training split
+    "batch_tokens": int,
+    "batch_sequences": int,
+    "microbatches": int,
+    "steps": int,
+    "optimizer": str,
+    "lr_peak": float,
+    "beta1": float,
+    "beta2": float,
+    "momentum": float,
+    "weight_decay": float,
+    "grad_clip": float,  # null: none
+    "schedule": str,
+    "warmup_steps": int,
+    "final_fraction": float,
+    "decay_fraction": float,
+    "matmul_precision": str,
+    "versions": str,
+    "device": str,
+    "mesh": str,
+}
+
+CURVE_COLUMNS: dict[str, type] = {
+    "run_id": str,
+    "attempt": int,  # 1 for the first start of the run
+    "step_start": int,
+    "step": int,
+    "tokens": int,  # seen after `step` updates
+    "epochs": float,  # tokens / unique_tokens
+    "lr": float,  # mean over the window
+    "lr_sum": float,  # sum over all updates up to `step`
+    "batch_tokens": int,
+    "train_loss": float,  # mean over the window
+    "val_loss": float,
+    "val_loss_se": float,  # clustered by document
+    "grad_sq_small": float,  # mean over the window of the mean over groups of |g_k|^2
+    "grad_sq_big": float,  # mean over the window of |mean_k g_k|^2
+    "grad_sq_small_sq": float,  # mean over the window of the square of a step's grad_sq_small
+    "grad_sq_big_sq": float,  # likewise
+    "grad_sq_small_big": float,  # likewise, their product
+    "noise_steps": int,  # updates that went into the five columns before
+    "batch_small": int,  # tokens a group
+    "batch_big": int,  # tokens a batch
+    "flops_6n": float,  # 6 params_non_embedding tokens
+    "flops_exact": float,  # 3 x forward, matmuls with head and attention over the full square
+    "tokens_per_s": float,
+    "wall_s": float,  # since the start of this attempt
+}
