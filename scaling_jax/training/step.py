@@ -1,0 +1,133 @@
+"""One update of one run: a pure function, traced once and scanned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from scaling_jax.config import RunConfig
+from scaling_jax.data.sampler import windows
+from scaling_jax.models.transformer import Transformer
+from scaling_jax.training.noise import Cut, grouped_gradient
+from scaling_jax.training.optimizers import make_optimizer
+from scaling_jax.training.schedules import Horizon, learning_rate
+
+
+class Numbers(NamedTuple):
+    """What may differ between the lanes of one program; scalars, or arrays over lanes."""
+
+    seed: jax.Array
+    data_seed: jax.Array
+    weight_decay: jax.Array
+    horizon: Horizon
+
+
+class TrainState(NamedTuple):
+    """Everything that an update changes."""
+
+    params: Any
+    opt_state: optax.OptState
+    alive: jax.Array  # False once a loss or gradient was not finite; the rest then stands still
+
+
+class Measured(NamedTuple):
+    """What one update measured, at the parameters it started from."""
+
+    loss: jax.Array
+    lr: jax.Array
+    grad_sq_small: jax.Array
+    grad_sq_big: jax.Array
+    alive: jax.Array
+
+
+def numbers_of(config: RunConfig) -> Numbers:
+    """The numbers of one run."""
+    return Numbers(
+        seed=jnp.uint32(config.seed),
+        data_seed=jnp.uint32(config.data.seed),
+        weight_decay=jnp.float32(config.optimizer.weight_decay),
+        horizon=Horizon(
+            lr_peak=jnp.float32(config.optimizer.lr_peak),
+            steps=jnp.float32(config.steps),
+            warmup_steps=jnp.float32(config.schedule.warmup_steps),
+            final_fraction=jnp.float32(config.schedule.final_fraction),
+            decay_fraction=jnp.float32(config.schedule.decay_fraction),
+        ),
+    )
+
+
+def init_state(config: RunConfig, numbers: Numbers) -> TrainState:
+    """The state at step 0, drawn from the run's seed."""
+    key = jax.random.fold_in(jax.random.key(numbers.seed), 0)
+    params = nnx.state(Transformer(config.model, nnx.Rngs(params=key)))
+    optimizer = make_optimizer(config.optimizer, lr=0.0, weight_decay=0.0)
+    return TrainState(params, optimizer.init(params), jnp.asarray(True))
+
+
+def make_model(config: RunConfig) -> Callable[..., jax.Array]:
+    """`model(params, tokens_bt, dropout_keys_b=None) -> logits_btv` on a plain tree of arrays."""
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config.model, nnx.Rngs(0))))
+
+    def model(params: Any, tokens_bt: jax.Array, keys_b: jax.Array | None = None) -> jax.Array:
+        return nnx.merge(graph, params)(tokens_bt, keys_b)
+
+    return model
+
+
+def token_losses(logits_btv: jax.Array, targets_bt: jax.Array) -> jax.Array:
+    """Cross-entropy of each token, nats, in float32."""
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits_btv.astype(jnp.float32), targets_bt
+    )
+
+
+def make_update(
+    config: RunConfig, cut: Cut
+) -> Callable[[TrainState, jax.Array, Numbers, jax.Array], tuple[TrainState, Measured]]:
+    """`update(state, step, numbers, tokens)`: from `step` to `step + 1`.
+
+    `tokens` is the training split as one array of any integer type, on the device.
+    """
+    model = make_model(config)
+    n_ctx, sequences = config.model.n_ctx, config.batch.sequences
+
+    def loss_fn(params: Any, rows: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        window_bt, keys_b = rows
+        return token_losses(model(params, window_bt[:, :-1], keys_b), window_bt[:, 1:]).mean()
+
+    def update(
+        state: TrainState, step: jax.Array, numbers: Numbers, tokens: jax.Array
+    ) -> tuple[TrainState, Measured]:
+        starts_b = windows(numbers.data_seed, step, sequences, tokens.shape[0], n_ctx)
+        window_bt = gather_windows(tokens, starts_b, n_ctx)
+        keys_b = dropout_keys(numbers.seed, step, sequences) if config.model.dropout else None
+        measured = grouped_gradient(loss_fn, state.params, (window_bt, keys_b), cut)
+        lr = learning_rate(config.schedule.name, step, numbers.horizon)
+        optimizer = make_optimizer(config.optimizer, lr, numbers.weight_decay)
+        updates, opt_state = optimizer.update(measured.gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        alive = state.alive & jnp.isfinite(measured.loss) & jnp.isfinite(measured.grad_sq_big)
+        new = TrainState(params, opt_state, alive)
+        state = jax.tree.map(partial(jnp.where, alive), new, state._replace(alive=alive))
+        return state, Measured(
+            measured.loss, lr, measured.grad_sq_small, measured.grad_sq_big, alive
+        )
+
+    return update
+
+
+def gather_windows(tokens: jax.Array, starts_b: jax.Array, n_ctx: int) -> jax.Array:
+    """Rows of `n_ctx + 1` tokens, int32, from each start."""
+    return tokens[starts_b[:, None] + jnp.arange(n_ctx + 1)[None, :]].astype(jnp.int32)
+
+
+def dropout_keys(seed: jax.Array, step: jax.Array, rows: int) -> jax.Array:
+    """One key a row of the batch of `step`, apart from the keys of the initial parameters."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
