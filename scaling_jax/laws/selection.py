@@ -1,0 +1,280 @@
+"""Which points of the curves enter L(N, S), by stated rules; what is left out, and why, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.laws.columns import Table, flat_table
+
+if TYPE_CHECKING:
+    from scaling_jax.records.store import Records
+
+MIN_SIZES = 3
+MIN_POINTS = 4  # of a run, in any window
+HALF_DECADE = 10**0.5
+PER_DECADE = 24  # points of a run kept for each decade of steps
+# Below the floor for the last half of a run, or the run's size does not follow the law yet.
+LATEST_ENTRY = 0.5
+# Runs of one fit agree in these, so that N and S alone tell them apart.
+FAMILY = ("data_fingerprint", "arch", "n_ctx", "n_vocab", "optimizer", "batch_tokens")
+# Runs that agree in these differ in learning rate and seed.
+SHAPE = (
+    "N",
+    "n_layer",
+    "d_model",
+    "d_ff",
+    "n_head",
+    "activation",
+    "tied_embeddings",
+    "dropout",
+    "batch_tokens",
+)
+
+
+@dataclass
+class Selection:
+    """`points`: what may enter the fit, columns by role; the window's start is still to be chosen.
+
+    `candidates`: every loss of comparable runs (one family, constant learning rate, more than one
+    layer), also of runs that are not in the fit. `excluded`: {run_id, name, rule, reason,
+    n_points}. `starts`: the first and last step at which a window may begin. `entry`: N to the
+    share of its run, in steps, that lies below the bigram floor (None without a floor).
+    """
+
+    table: Table
+    points: pl.DataFrame
+    candidates: pl.DataFrame
+    excluded: list[dict] = field(default_factory=list)
+    starts: tuple[float, float] = (1.0, 1.0)
+    below_floor: dict[float, float] | None = None
+
+    def drop(self, which: pl.Expr, rule: str, reason: str | pl.Expr) -> None:
+        """Take the points where `which` holds out of the fit, with the reason for each run."""
+        reason = pl.lit(reason) if isinstance(reason, str) else reason
+        name = pl.col("name") if "name" in self.points.columns else pl.col("run")
+        judged = self.points.with_columns(
+            which.fill_null(False).alias("_gone"), reason.alias("_reason"), name.alias("_label")
+        )
+        self.points = self.points.filter(~judged["_gone"])
+        rows = (
+            judged.filter("_gone")
+            .group_by("run", maintain_order=True)
+            .agg(pl.col("_label", "_reason").last(), pl.len().alias("n_points"))
+        )
+        for row in rows.iter_rows(named=True):
+            self.excluded.append(
+                {
+                    "run_id": row["run"],
+                    "name": row["_label"] or row["run"],
+                    "rule": rule,
+                    "reason": row["_reason"],
+                    "n_points": row["n_points"],
+                }
+            )
+
+
+def select(
+    records: Records, columns: Mapping[str, str] | None = None, one_batch: bool = True
+) -> Selection:
+    """The points of L(N, S) and the list of what was left out.
+
+    In order: one layer, schedule not constant, another family, not done, learning rate not the
+    best of its shape, warm-up, at or above the bigram floor, sizes that pass the floor late,
+    thinning to `PER_DECADE` points a decade of steps, too few points. `one_batch` is False where
+    S is converted to S_min, which runs of different batches share. A rule whose column is missing
+    is not applied. Raises `RequestError` for missing columns and losses that are not positive and
+    finite, `WorkError` for fewer than three sizes or less than half a decade of steps.
+    """
+    table = flat_table(records, columns)
+    selection = Selection(table, table.points, table.points)
+    _without_points(selection, records)
+    present = table.sources
+    selection.drop(pl.col("N").is_null() | pl.col("S").is_null(), "incomplete", "no N or no S")
+    if "n_layer" in present:
+        selection.drop(pl.col("n_layer") == 1, "one layer", "one layer (Kaplan et al., D.7)")
+    if "schedule" in present:
+        selection.drop(
+            pl.col("schedule") != "constant",
+            "schedule",
+            pl.format("schedule {}: only runs at constant learning rate", "schedule"),
+        )
+    for name in FAMILY if one_batch else FAMILY[:-1]:
+        _keep_one_family(selection, name)
+    selection.candidates = selection.points
+    if "status" in present:
+        selection.drop(pl.col("status") != "done", "not done", pl.format("status {}", "status"))
+    _keep_best_rate(selection)
+    _require_measured(selection)
+    warmup = pl.col("warmup_steps").fill_null(0) if "warmup_steps" in present else pl.lit(0)
+    selection.drop(pl.col("S") <= warmup, "warm-up", pl.format("step <= {}: warm-up", warmup))
+    _below_floor(selection)
+    _thin(selection)
+    of_run = pl.len().over("run")
+    selection.drop(
+        of_run < MIN_POINTS,
+        "too few points",
+        pl.format(f"{{}} points, {MIN_POINTS} needed", of_run),
+    )
+    _require_sizes(selection)
+    selection.starts = _allowed_starts(selection.points)
+    return selection
+
+
+def _without_points(selection: Selection, records: Records) -> None:
+    if selection.table.sources["run"] != "run_id":
+        return
+    measured = set(selection.points["run"])
+    for row in records.runs.iter_rows(named=True):
+        if row["run_id"] not in measured:
+            status = row.get("status")
+            selection.excluded.append(
+                {
+                    "run_id": row["run_id"],
+                    "name": row.get("name") or row["run_id"],
+                    "rule": "not done" if status not in (None, "done") else "incomplete",
+                    "reason": f"{status or 'a run'} without a {selection.table.sources['loss']}",
+                    "n_points": 0,
+                }
+            )
+
+
+def _keep_one_family(selection: Selection, name: str) -> None:
+    if name not in selection.table.sources:
+        return
+    kinds = (
+        selection.points.group_by(name, maintain_order=True)
+        .agg(pl.col("N").n_unique().alias("sizes"), pl.len().alias("rows"))
+        .sort("sizes", "rows", descending=True, maintain_order=True)
+    )
+    if kinds.height > 1:
+        kept = kinds[name][0]
+        selection.drop(
+            pl.col(name).ne_missing(pl.lit(kept)),
+            "another family",
+            pl.format(f"{name} {{}}, most sizes have {kept}", pl.col(name).cast(pl.String)),
+        )
+
+
+def _keep_best_rate(selection: Selection) -> None:
+    present = selection.table.sources
+    if "lr" not in present or selection.points.is_empty():
+        return
+    shape = [name for name in SHAPE if name in present]
+    last = pl.col("S").max().over("run")
+    longest = pl.col("S").max().over(shape)
+    selection.drop(
+        last < longest,
+        "bracket check",
+        pl.format("learning rate {}: {} of {} steps", "lr", _whole(last), _whole(longest)),
+    )
+    final = (
+        selection.points.filter(pl.col("S") == last)
+        .group_by(*shape, "lr")
+        .agg(pl.col("loss").mean().alias("final"))
+    )
+    best = (
+        final.sort("final", "lr", nulls_last=True)
+        .group_by(shape, maintain_order=True)
+        .agg(pl.col("lr").first().alias("best_lr"), pl.col("final").first().alias("best_final"))
+    )
+    selection.points = selection.points.join(
+        final, on=[*shape, "lr"], how="left", nulls_equal=True, maintain_order="left"
+    ).join(best, on=shape, how="left", nulls_equal=True, maintain_order="left")
+    selection.drop(
+        pl.col("lr") != pl.col("best_lr"),
+        "learning rate",
+        pl.format(
+            "learning rate {} ends at {} nats, {} at {}",
+            "lr", pl.col("final").round(4), "best_lr", pl.col("best_final").round(4),
+        ),
+    )  # fmt: skip
+
+
+def _require_measured(selection: Selection) -> None:
+    for role in ("N", "S", "loss"):
+        value = pl.col(role)
+        least = 0 if role == "S" else 1e-300  # step 0 is the initialisation, and no fault
+        bad = selection.points.filter(~(value.is_finite() & (value >= least))).height
+        if bad:
+            column = selection.table.sources[role]
+            raise RequestError(
+                f"{bad} row{'s' if bad > 1 else ''} of {column} ({role}) not positive and finite"
+            )
+
+
+def _below_floor(selection: Selection) -> None:
+    if "bigram_nats" not in selection.table.sources:
+        return
+    above = pl.col("loss") >= pl.col("bigram_nats")
+    last_above = pl.col("S").filter(above).max().over("run").fill_null(0)
+    end = pl.col("S").max().over("run")
+    first_below = pl.col("S").filter(pl.col("S") > last_above).min().over("run").fill_null(end)
+    entry = pl.when(last_above > 0).then(first_below / end).otherwise(0.0)
+    late = entry.max().over("N") > LATEST_ENTRY
+    entries = selection.points.group_by("N").agg(entry.max().alias("entry"))
+    selection.below_floor = {n: 1.0 - e for n, e in entries.iter_rows()}
+    selection.drop(
+        late,
+        "passes the floor late",
+        pl.format(
+            f"below the bigram floor only after {{}} % of its steps, {LATEST_ENTRY:.0%} allowed",
+            _whole(100 * entry.max().over("N")),
+        ),
+    )
+    selection.drop(
+        pl.col("S") <= last_above,
+        "above the floor",
+        pl.format("at or above the bigram floor of {} nats", pl.col("bigram_nats").round(3)),
+    )
+
+
+def _thin(selection: Selection) -> None:
+    cell = (pl.col("S").log10() * PER_DECADE).floor()
+    later = pl.col("S") < pl.col("S").max().over("run", cell)
+    selection.drop(later, "thinned", f"another point of the same 1/{PER_DECADE} decade is kept")
+
+
+def _require_sizes(selection: Selection) -> None:
+    sizes = sorted(selection.points["N"].unique().to_list())
+    if len(sizes) >= MIN_SIZES:
+        return
+    left = ", ".join(f"{n:.4g}" for n in sizes)
+    runs_left = set(selection.points["run"])
+    rules: dict[str, set[str]] = {}
+    for row in selection.excluded:
+        if row["run_id"] not in runs_left:
+            rules[row["run_id"]] = row["rule"]
+    counts = {rule: list(rules.values()).count(rule) for rule in dict.fromkeys(rules.values())}
+    why = "; ".join(f"{n} run{'s' if n > 1 else ''}: {rule}" for rule, n in counts.items())
+    raise WorkError(
+        f"L(N, S) needs {MIN_SIZES} sizes with {MIN_POINTS} steps each, and "
+        f"{len(sizes)} {'is' if len(sizes) == 1 else 'are'} left{f' (N = {left})' if left else ''}."
+        + (f" Left out: {why}." if why else "")
+    )
+
+
+def _allowed_starts(points: pl.DataFrame) -> tuple[float, float]:
+    """From the first point on, and at the latest where every run still has its least window."""
+    runs = points.group_by("run").agg(
+        (pl.col("S").max() / HALF_DECADE).alias("half_decade"),
+        pl.col("S").sort().get(-MIN_POINTS).alias("points"),
+    )
+    first = points.select(pl.col("S").min()).item()
+    last = runs.select(pl.min_horizontal("half_decade", "points").min()).item()
+    if last < first:
+        span = math.log10(points.select(pl.col("S").max()).item() / first)
+        raise WorkError(
+            f"The steps after warm-up and below the floor span {span:.2f} decades; L(N, S) needs "
+            "half a decade of every run. Train longer"
+        )
+    return first, last
+
+
+def _whole(value: pl.Expr) -> pl.Expr:
+    return value.round(0).cast(pl.Int64)
