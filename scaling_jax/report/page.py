@@ -1,0 +1,219 @@
+"""The report of a study: one HTML page that needs nothing beside it, and the figures as files."""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import polars as pl
+from etils import epath
+from matplotlib.figure import Figure
+
+from scaling_jax.laws.forms import find_law
+from scaling_jax.laws.noise_scale import short_number
+from scaling_jax.records.files import write_atomic
+from scaling_jax.report import figures, words
+
+if TYPE_CHECKING:
+    from scaling_jax.laws.result import Fit
+    from scaling_jax.records.store import Records
+
+
+@dataclass(frozen=True)
+class _Picture:
+    stem: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def write_report(
+    records: Records,
+    fit: Fit | None,
+    refusal: str | None,
+    noise: pl.DataFrame | None,
+    folder: str | os.PathLike[str],
+) -> epath.Path:
+    """Write `folder/index.html` and `folder/figures/*.svg, *.png`; returns the page's path.
+
+    `fit` is None where the fit was refused, and `refusal` says why; `noise` is the frame of
+    `laws.noise_scale`, or None where no noise moments were recorded. The page holds its figures
+    and its style, asks for no script and makes no request.
+    """
+    target = epath.Path(folder)
+    (target / "figures").mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for picture in _pictures(records, fit, noise):
+        svg = figures.render(picture.figure, "svg")
+        write_atomic(target / "figures" / f"{picture.stem}.svg", svg)
+        write_atomic(
+            target / "figures" / f"{picture.stem}.png", figures.render(picture.figure, "png")
+        )
+        drawn.append({"picture": picture, "data": base64.b64encode(svg).decode("ascii")})
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=_title(records),
+            source=records.source,
+            measured=_measured(records),
+            fit=fit,
+            fits=[] if fit is None else [one for one in (fit, fit.other) if one is not None],
+            lamps=[] if fit is None else [words.lamp_row(lamp) for lamp in fit.lamps],
+            failed=[] if fit is None else [words.lamp_label(name) for name in fit.flags],
+            excluded=[] if fit is None else _excluded(fit),
+            law=None if fit is None else find_law(fit.law),
+            refusal=refusal,
+            pictures=drawn,
+            runs=_runs(records),
+            noise=None
+            if noise is None
+            else noise.sort("params_non_embedding", "name", "step", nulls_last=True).to_dicts(),
+        )
+    )
+    path = target / "index.html"
+    write_atomic(path, page.encode("utf-8"))
+    return path
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("scaling_jax.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= words.FILTERS
+    return environment
+
+
+def _title(records: Records) -> str:
+    studies = sorted(set(records.runs["study"].drop_nulls()))
+    return ", ".join(studies) if studies else os.path.basename(records.source.rstrip("/"))
+
+
+def _measured(records: Records) -> list[tuple[str, str]]:
+    """What, on what and where: (heading, text), without what the records do not say."""
+    runs = records.runs
+    sizes = runs["params_non_embedding"].drop_nulls().unique().sort()
+    statuses = runs["status"].drop_nulls().value_counts(sort=True)
+    several = {
+        "Runs": ", ".join(f"{count} {status}" for status, count in statuses.iter_rows()),
+        "Model sizes": (
+            f"{len(sizes)} from N = {short_number(sizes[0])} to {short_number(sizes[-1])} "
+            "(without embeddings)"
+            if len(sizes)
+            else ""
+        ),
+        "Architecture": _distinct(runs, "arch"),
+        "Layers": _distinct(runs, "n_layer"),
+        "Context": _distinct(runs, "n_ctx", "{} tokens"),
+        "Batch": _distinct(runs, "batch_tokens", "{:,} tokens"),
+        "Optimizer": _distinct(runs, "optimizer"),
+        "Schedule": _distinct(runs, "schedule"),
+        "Warm-up": _distinct(runs, "warmup_steps", "{:,} steps"),
+        "Corpus": _distinct(runs, "data_source"),
+        "Corpus fingerprint": _distinct(runs, "data_fingerprint"),
+        "Training tokens": _distinct(runs, "unique_tokens", "{:,} distinct"),
+        "Bigram model": _distinct(runs, "bigram_nats", "{:.3f} nats a token on validation"),
+        "Device": _distinct(runs, "device"),
+        "Versions": _distinct(runs, "versions"),
+    }
+    return [(heading, text) for heading, text in several.items() if text]
+
+
+def _distinct(runs: pl.DataFrame, column: str, form: str = "{}") -> str:
+    values = runs[column].drop_nulls().unique().sort().to_list()
+    return ", ".join(form.format(value) for value in values)
+
+
+def _runs(records: Records) -> list[dict[str, Any]]:
+    by_step = pl.col("step")
+    ends = records.curves.group_by("run_id").agg(
+        last_step=by_step.max(),
+        final_val=pl.col("val_loss").sort_by("step").drop_nulls().last(),
+        final_se=pl.col("val_loss_se")
+        .filter(pl.col("val_loss").is_not_null())
+        .sort_by(by_step.filter(pl.col("val_loss").is_not_null()))
+        .last(),
+        final_train=pl.col("train_loss").sort_by("step").drop_nulls().last(),
+        speed=pl.col("tokens_per_s").median(),
+    )
+    return (
+        records.runs.join(ends, on="run_id", how="left")
+        .sort("params_non_embedding", "name", "seed", nulls_last=True)
+        .to_dicts()
+    )
+
+
+def _excluded(fit: Fit) -> list[dict[str, Any]]:
+    """One row a reason, with the runs it took points from."""
+    reasons: dict[str, dict[str, Any]] = {}
+    for one in fit.excluded:
+        row = reasons.setdefault(one["reason"], {"runs": [], "n_points": 0})
+        row["runs"].append(one["name"] or one["run_id"])
+        row["n_points"] += one["n_points"]
+    return [{"reason": reason, **row} for reason, row in reasons.items()]
+
+
+def _pictures(records: Records, fit: Fit | None, noise: pl.DataFrame | None) -> list[_Picture]:
+    sized = records.runs.filter(pl.col("params_non_embedding") > 0)["run_id"]
+    drawable = bool(records.curves["run_id"].is_in(sized.implode()).any())
+    colours = figures.size_colours(records) if drawable else None
+    pictures = _curve_pictures(records, colours) if drawable else []
+    if fit is not None:
+        pictures.append(
+            _Picture(
+                "l_ns_fit",
+                "The fit",
+                "Dots are measured losses inside the window, lines the fitted law. Residuals "
+                "(measured over predicted) should scatter about zero without a bend along S or a "
+                "level that goes with N. Diamonds are the largest N, which the held-out check "
+                "predicts from the others.",
+                figures.l_ns_fit(fit, colours),
+            )
+        )
+    if noise is not None and not noise.is_empty():
+        pictures.append(
+            _Picture(
+                "noise_against_loss",
+                "Gradient noise scale",
+                "The simple noise scale rises as loss falls, and depends on N mostly through the "
+                "loss. Where it lies above the dotted batch size, a larger batch would have "
+                "needed fewer steps. Triangles are lower bounds, where |G|² is not above zero; "
+                "bars may be cut at the frame. Of each size only the longest runs are drawn.",
+                figures.noise_against_loss(noise, colours),
+            )
+        )
+    return pictures
+
+
+def _curve_pictures(records: Records, colours: figures.SizeColours | None) -> list[_Picture]:
+    return [
+        _Picture(
+            "learning_curves_steps",
+            "Learning curves against steps",
+            "Validation loss as lines, training loss faint behind them. A larger N is lower at "
+            "the same step. Above the dotted line a model knows less than pairs of tokens tell.",
+            figures.learning_curves(records, "step", colours),
+        ),
+        _Picture(
+            "learning_curves_tokens",
+            "Learning curves against tokens",
+            "The same curves against the tokens seen; equal to the picture above but for the "
+            "axis where all runs have one batch size.",
+            figures.learning_curves(records, "tokens", colours),
+        ),
+        _Picture(
+            "loss_against_compute",
+            "Loss against compute",
+            "Every run as a line; circles are the points that no point of less compute beats, in "
+            "the colour of their size. Going right, the frontier should pass from small N to "
+            "large; where the largest N holds the end alone, it says nothing about larger ones.",
+            figures.loss_against_compute(records, colours=colours),
+        ),
+    ]

@@ -1,0 +1,29 @@
+"""The report of a study: the fit, or why there is none, and the noise scale, on one page."""
+
+from __future__ import annotations
+
+import os
+
+from etils import epath
+
+from scaling_jax import laws
+from scaling_jax.errors import WorkError
+from scaling_jax.records.store import Records
+from scaling_jax.report.page import write_report
+
+
+def write_study_report(records: Records, folder: str | os.PathLike[str]) -> epath.Path:
+    """Fit L(N, S), measure the noise scale and write the page of both; returns the page's path.
+
+    A refused fit and a study without noise moments are said on the page.
+    """
+    fit, refusal, noise = None, None, None
+    try:
+        fit = laws.fit(records, law="l_ns")
+    except WorkError as error:
+        refusal = str(error)
+    try:
+        noise = laws.noise_scale(records)
+    except WorkError:
+        noise = None
+    return write_report(records, fit, refusal, noise, folder)
