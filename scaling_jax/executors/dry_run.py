@@ -1,0 +1,73 @@
+"""What a study would train, and how long it would take here."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+
+from scaling_jax.data.corpus import Corpus
+from scaling_jax.executors.local import Cohort
+from scaling_jax.models.counts import counts
+from scaling_jax.training.mesh import make_mesh
+from scaling_jax.training.program import compile_program
+
+COLUMNS = (
+    "cohort", "name", "N", "N_total", "steps", "tokens", "epochs", "flops_exact", "mesh", "seconds",
+)  # fmt: skip
+
+
+def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]:
+    """One row a run, in the order of training; `seconds` is its share of its cohort's time."""
+    rows = []
+    for number, (cohort, seconds) in enumerate(
+        zip(cohorts, estimate_seconds(cohorts, corpus), strict=True), start=1
+    ):
+        for name, config in cohort.runs.items():
+            tally, tokens = counts(config.model), config.steps * config.batch_tokens
+            rows.append(
+                {
+                    "cohort": number,
+                    "name": name,
+                    "N": tally.params_non_embedding,
+                    "N_total": tally.params_total,
+                    "steps": config.steps,
+                    "tokens": tokens,
+                    "epochs": tokens / len(corpus.train.tokens),
+                    "flops_exact": float(tokens) * tally.training_flops_per_token_exact,
+                    "mesh": f"lane={cohort.mesh.lane} data={cohort.mesh.data}",
+                    "seconds": seconds / len(cohort.runs),
+                }
+            )
+    return rows
+
+
+def estimate_seconds(cohorts: list[Cohort], corpus: Corpus) -> list[float]:
+    """Seconds that each cohort will train for, compilation apart.
+
+    The cheapest and the dearest shape are compiled and timed for a few updates; the others are
+    placed on the straight line between them in exact FLOPs a token.
+    """
+    flops = [counts(cohort.config.model).training_flops_per_token_exact for cohort in cohorts]
+    cheapest, dearest = flops.index(min(flops)), flops.index(max(flops))
+    timed = {flops[i]: _seconds_a_token(cohorts[i], corpus) for i in {cheapest, dearest}}
+    low, high = min(timed), max(timed)
+    slope = (timed[high] - timed[low]) / (high - low) if high > low else 0.0
+    return [
+        (timed[low] + slope * (f - low)) * cohort.tokens
+        for f, cohort in zip(flops, cohorts, strict=True)
+    ]
+
+
+def _seconds_a_token(cohort: Cohort, corpus: Corpus) -> float:
+    configs, updates, taken = list(cohort.runs.values()), 16, []
+    program = compile_program(configs, corpus, make_mesh(cohort.mesh))
+    numbers = program.place(configs)
+    state = program.init(numbers)
+    for i in range(4):
+        began = time.perf_counter()
+        state, window = program.chunk(state, i * updates, updates, numbers)
+        jax.block_until_ready(window)
+        taken.append(time.perf_counter() - began)
+    return min(taken) / (updates * cohort.config.batch_tokens * len(configs))

@@ -1,0 +1,133 @@
+"""What a study is: named runs and the laws they are to feed, and how runs share a program."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+
+from pydantic import ValidationError
+
+from scaling_jax.config import RunConfig, explain, override
+from scaling_jax.errors import RequestError
+
+# Config fields that are only numbers to the compiled program: runs that differ in nothing else
+# can share one. Those that train as its lanes also take the same number of steps and are evaluated
+# at the same ones.
+_NUMBER_FIELDS = (
+    ("steps",),
+    ("seed",),
+    ("data", "seed"),
+    ("optimizer", "lr_peak"),
+    ("optimizer", "weight_decay"),
+    ("schedule", "warmup_steps"),
+    ("schedule", "final_fraction"),
+    ("schedule", "decay_fraction"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A named set of runs and the slugs of the laws they are to feed.
+
+    Raises `RequestError` for a name that cannot be a folder and for two names of one run.
+    """
+
+    name: str
+    runs: Mapping[str, RunConfig]
+    laws: tuple[str, ...] = ()
+    description: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise RequestError(
+                f"study name {self.name!r} is to be a folder: letters, digits, '_', '.', '-'"
+            )
+        if not self.runs:
+            raise RequestError(f"study {self.name!r} declares no runs")
+        names: dict[str, str] = {}
+        for name, config in self.runs.items():
+            if not isinstance(config, RunConfig):
+                raise RequestError(f"run {name!r} is a {type(config).__name__}, not a RunConfig")
+            twin = names.setdefault(config.run_id(""), name)
+            if twin != name:
+                raise RequestError(f"runs {twin!r} and {name!r} are the same run")
+
+    def override(self, settings: Mapping[str, str]) -> Study:
+        """The study with dotted config fields replaced in every run."""
+        return replace(
+            self, runs={name: override(run, settings) for name, run in self.runs.items()}
+        )
+
+
+def load_study(path: str | Path) -> Study:
+    """The `study` that an experiment file declares, described by the file's docstring.
+
+    Raises `RequestError` for a file that is missing, fails, or declares no study.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"No experiment file {path}")
+    # Compiled here and not imported, which would leave bytecode beside the user's file.
+    module = ModuleType(f"experiment_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where a dataclass looks for its annotations
+    try:
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
+    except Exception as error:
+        raise RequestError(f"{path}{_line_in(path, error)}: {_told(error)}") from error
+    study = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise RequestError(f"{path} declares no study: it needs `study = Study(name, runs, ...)`")
+    return replace(study, description=study.description or (module.__doc__ or "").strip())
+
+
+def pack(study: Study, max_lanes: int) -> list[dict[str, RunConfig]]:
+    """The study's cohorts: runs of one program and length, at most `max_lanes` together.
+
+    In declared order, those that share a program one after another. A pure function of the
+    declared study and of `max_lanes`.
+    """
+    alike: dict[str, dict[tuple[int, int], list[str]]] = {}
+    for name, config in study.runs.items():
+        length = (config.steps, config.evaluation.per_decade)
+        alike.setdefault(program_key(config), {}).setdefault(length, []).append(name)
+    return [
+        {name: study.runs[name] for name in names[i : i + max_lanes]}
+        for of_program in alike.values()
+        for names in of_program.values()
+        for i in range(0, len(names), max_lanes)
+    ]
+
+
+def program_key(config: RunConfig) -> str:
+    """Equal for runs that one compiled program serves."""
+    doc = config.model_dump(mode="json", exclude={"evaluation": {"per_decade"}})
+    for *parents, leaf in _NUMBER_FIELDS:
+        part = doc
+        for name in parents:
+            part = part[name]
+        del part[leaf]
+    return json.dumps(doc, sort_keys=True)
+
+
+def _line_in(path: Path, error: Exception) -> str:
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f" line {error.lineno}" if error.lineno else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    return f" line {lines[-1]}" if lines else ""
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, RequestError):
+        return str(error)
+    if isinstance(error, ValidationError):
+        return explain(error)
+    message = error.msg if isinstance(error, SyntaxError) else error
+    return " ".join(f"{type(error).__name__}: {message}".split())
