@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scaling_jax.config import MeshConfig
+from scaling_jax.data.sampler import windows
+from scaling_jax.training.mesh import make_mesh, replicated
+from scaling_jax.training.noise import Cut, group_rows
+from scaling_jax.training.optimizers import make_optimizer
+from scaling_jax.training.step import (
+    TrainState,
+    dropout_keys,
+    gather_windows,
+    make_update,
+    numbers_of,
+    token_losses,
+)
+
+TOKENS = np.random.default_rng(4).integers(0, 29, 500).astype(np.uint16)
+LR, CLIP = 0.5, 1e-3
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return tiny(
+        model={"n_vocab": 29},
+        batch={"sequences": 24},
+        optimizer={"name": "sgd", "lr_peak": LR, "grad_clip": CLIP},
+        schedule={"name": "constant", "warmup_steps": 8},
+        data={"seed": 3},
+    )
+
+
+@pytest.fixture(scope="module")
+def update(config, quick_jit):
+    """One update under a gradient clip that leaves next to nothing of any gradient."""
+    jitted = quick_jit(make_update(config, Cut(2, 2)))
+
+    def run(state, step):
+        with jax.set_mesh(make_mesh(MeshConfig(lane=1, data=2))):
+            return jitted(state, jnp.int32(step), numbers_of(config), TOKENS)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def state(config, some_parameters):
+    params = some_parameters(config.model)
+    optimizer = make_optimizer(config.optimizer, lr=0.0, weight_decay=0.0)
+    return TrainState(params, optimizer.init(params), jnp.asarray(True))
+
+
+def distance(before, after) -> float:
+    leaves = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    return float(np.sqrt(sum(np.square(np.subtract(b, a)).sum() for a, b in leaves)))
+
+
+def test_moments_are_those_of_its_own_batch_before_clipping(config, update, state, brute_force):
+    step = 5
+    starts = np.asarray(windows(3, step, 24, len(TOKENS), 8))
+    window_bt = TOKENS[starts[:, None] + np.arange(9)].astype(np.int32)
+    groups = np.asarray(group_rows(np.arange(24), Cut(2, 2))).reshape(4, 6)
+    truth = brute_force(config.model, state.params, window_bt, groups)
+    after, measured = update(state, step)
+    assert truth.grad_sq_big > 100 * CLIP**2
+    np.testing.assert_allclose(measured.loss, truth.loss, rtol=1e-6)
+    np.testing.assert_allclose(measured.grad_sq_small, truth.grad_sq_small, rtol=1e-5)
+    np.testing.assert_allclose(measured.grad_sq_big, truth.grad_sq_big, rtol=1e-5)
+    lr = LR * 6 / 8
+    assert measured.lr == pytest.approx(lr)
+    # what moves the parameters is clipped; that it can be seen at all bounds how small CLIP may be
+    assert distance(state.params, after.params) == pytest.approx(lr * CLIP, rel=1e-2)
+
+
+def test_another_step_is_another_batch(update, state):
+    losses = [float(update(state, step)[1].loss) for step in (0, 1, 0)]
+    assert losses[0] == losses[2]
+    assert losses[0] != losses[1]
+
+
+def test_what_is_not_finite_leaves_the_state_as_it_was(update, state):
+    arrays = jax.tree.map(np.asarray, state.params)
+    spoilt = jax.tree.map(lambda leaf: np.where(leaf == leaf.max(), np.inf, leaf), arrays)
+    after, measured = update(state._replace(params=spoilt), 0)
+    assert not measured.alive
+    assert not after.alive
+    for before, now in zip(jax.tree.leaves(spoilt), jax.tree.leaves(after.params), strict=True):
+        np.testing.assert_array_equal(before, now)
+
+
+def test_a_dead_lane_stays_dead_though_its_loss_be_finite(update, state):
+    after, measured = update(state._replace(alive=jnp.asarray(False)), 0)
+    assert np.isfinite(measured.loss)
+    assert not after.alive
+    assert distance(state.params, after.params) == 0.0
+
+
+def test_dropout_draws_the_same_however_the_batch_is_cut(tiny, some_parameters, quick_jit):
+    dropout = {"model": {"n_vocab": 29, "dropout": 0.2}}
+    config = tiny(**dropout, optimizer={"name": "sgd", "lr_peak": 0.1})
+    params = some_parameters(config.model)
+
+    optimizer = make_optimizer(config.optimizer, lr=0.0, weight_decay=0.0)
+    start = TrainState(params, optimizer.init(params), jnp.asarray(True))
+
+    def curves(cut: Cut, shards: int, seeds: list[int]) -> list[list[float]]:
+        mesh = make_mesh(MeshConfig(lane=1, data=shards))
+        update, losses = quick_jit(make_update(config, cut)), []
+        with jax.set_mesh(mesh):
+            for seed in seeds:
+                state = jax.device_put(start, replicated(mesh))
+                numbers = numbers_of(config)._replace(seed=jnp.uint32(seed))
+                losses.append([])
+                for step in range(50):
+                    state, measured = update(state, jnp.int32(step), numbers, TOKENS)
+                    losses[-1].append(float(measured.loss))
+        return losses
+
+    whole, of_another_seed = curves(Cut(1, 1), 1, [0, 1])
+    np.testing.assert_allclose(curves(Cut(2, 2), 2, [0])[0], whole, rtol=1e-5)
+    assert abs(of_another_seed[0] - whole[0]) > 1e-3 * whole[0]
+
+
+def test_windows_are_gathered_as_they_stand():
+    starts = jnp.array([0, 7, 491], jnp.int32)
+    found = gather_windows(jnp.asarray(TOKENS), starts, 8)
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, [TOKENS[s : s + 9] for s in (0, 7, 491)])
+
+
+def test_token_losses_are_those_of_float64(quick_jit):
+    logits = 5 * np.random.default_rng(1).standard_normal((2, 3, 7))
+    targets = np.random.default_rng(1).integers(0, 7, (2, 3))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = -np.log(np.take_along_axis(p, targets[..., None], -1))[..., 0]
+    found = quick_jit(token_losses)(logits.astype(np.float32), targets.astype(np.int32))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    half = jax.ShapeDtypeStruct((2, 3, 7), jnp.bfloat16)
+    assert jax.eval_shape(token_losses, half, targets.astype(np.int32)).dtype == np.float32
+
+
+def test_dropout_keys_are_of_seed_step_and_row_alone():
+    keys = {
+        (seed, step): jax.random.key_data(dropout_keys(jnp.uint32(seed), jnp.int32(step), 4))
+        for seed in (0, 1)
+        for step in (0, 1)
+    }
+    rows = np.concatenate(list(keys.values()))
+    assert len(np.unique(rows, axis=0)) == 16
+    longer = jax.random.key_data(dropout_keys(jnp.uint32(0), jnp.int32(0), 6))
+    np.testing.assert_array_equal(longer[:4], keys[0, 0])

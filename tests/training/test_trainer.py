@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from etils import epath
+
+from scaling_jax import records
+from scaling_jax.config import RunConfig
+from scaling_jax.records.writer import RunWriter, run_status, write_study
+from scaling_jax.training import trainer
+from scaling_jax.training.evaluation import mean_and_error
+from scaling_jax.training.trainer import Ended, train_cohort
+from scaling_jax.training.windows import evaluation_steps
+
+STEPS = 150
+
+
+def never() -> None:
+    return None
+
+
+class Told:
+    """What an observer was told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, dict[str, float], float]] = []
+
+    def __call__(self, step, losses, tokens_per_s) -> None:
+        self.calls.append((step, dict(losses), tokens_per_s))
+
+
+@pytest.fixture
+def program(tiny, compiled):
+    return compiled(tiny(), lanes=2)
+
+
+@pytest.fixture
+def cohort(tiny) -> dict[str, RunConfig]:
+    shared = {"steps": STEPS, "evaluation": {"per_decade": 1}}
+    return {
+        "slow": tiny(optimizer={"lr_peak": 1e-3}, **shared),
+        "fast": tiny(seed=1, **shared),
+    }
+
+
+@pytest.fixture
+def train_recorded(program, tmp_path):
+    """`train_recorded(cohort, names, stop)`: how each ended, and the records of those named."""
+
+    def run(
+        cohort: dict[str, RunConfig],
+        names: list[str],
+        stop: Callable[[], str | None] = never,
+        told: Told | None = None,
+    ):
+        out = epath.Path(tmp_path)
+        write_study(out, "study", "", [], {name: f"id-{name}" for name in names})
+        writers = {name: RunWriter(out, f"id-{name}") for name in names}
+        for name, writer in writers.items():
+            config = cohort[name]
+            doc = {"config": config.model_dump(mode="json"), "row": {"seed": config.seed}}
+            writer.begin(doc, {"versions": "", "device": "", "mesh": ""}, config.steps)
+        ended = train_cohort(cohort, program, writers, stop, told or Told())
+        return ended, records.load(tmp_path / "study")
+
+    return run
+
+
+def curve_of(loaded: records.Records, name: str) -> list[dict]:
+    return loaded.curves.filter(run_id=f"id-{name}").sort("step").to_dicts()
+
+
+def status_of(loaded: records.Records, name: str) -> str:
+    return loaded.runs.filter(name=name)["status"].item()
+
+
+def test_what_is_measured_is_what_is_recorded(program, cohort, train, train_recorded, tmp_path):
+    ended, loaded = train_recorded(cohort, ["slow", "fast"])
+    assert ended == {"slow": Ended("done", ""), "fast": Ended("done", "")}
+    runs = list(cohort.values())
+    last_state, window = train(program, runs, [50, 50, 50])
+    states = {10: train(program, runs, [10])[0], STEPS: last_state}
+    for lane, (name, config) in enumerate(cohort.items()):
+        assert status_of(loaded, name) == "done"
+        rows = curve_of(loaded, name)
+        assert [row["step_start"] for row in rows[1:]] == [row["step"] for row in rows[:-1]]
+        assert (rows[0]["step"], rows[-1]["step"]) == (0, STEPS)
+        for row in rows[1:]:
+            updates = slice(row["step_start"], row["step"])
+            assert row["train_loss"] == window.loss[lane, updates].astype(float).mean()
+            assert row["grad_sq_big"] == window.grad_sq_big[lane, updates].astype(float).mean()
+        evaluated = {row["step"]: row for row in rows if row["val_loss"] is not None}
+        assert list(evaluated) == evaluation_steps(config) == [0, 1, 10, 100, STEPS]
+        for step, state in states.items():
+            sums = np.asarray(program.evaluate(state))[lane]
+            expected = mean_and_error(sums, program.evaluation.document_tokens)
+            assert (evaluated[step]["val_loss"], evaluated[step]["val_loss_se"]) == expected
+        status = run_status(epath.Path(tmp_path), f"id-{name}")
+        assert status is not None
+        assert status["compile_s"] == program.compile_s
+        assert 0 < rows[-1]["wall_s"] <= status["wall_s"]
+    fast, slow = (curve_of(loaded, name)[-1]["val_loss"] for name in ("fast", "slow"))
+    assert fast < slow < np.log(257)
+
+
+def test_the_observer_is_told_of_every_chunk(cohort, train_recorded):
+    told = Told()
+    _, loaded = train_recorded(cohort, ["slow"], told=told)
+    steps = [step for step, _, _ in told.calls]
+    assert steps == [1, 10, 100, STEPS]
+    assert all(losses.keys() == cohort.keys() for _, losses, _ in told.calls)
+    assert all(tokens_per_s > 0 for _, _, tokens_per_s in told.calls)
+    assert told.calls[0][1]["slow"] == curve_of(loaded, "slow")[1]["train_loss"]
+
+
+def test_a_lane_without_a_writer_is_trained_and_not_recorded(cohort, train_recorded, tmp_path):
+    ended, loaded = train_recorded(cohort, ["fast"])
+    assert ended.keys() == cohort.keys()
+    assert loaded.runs["name"].to_list() == ["fast"]
+    assert curve_of(loaded, "fast")[-1]["step"] == STEPS
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["id-fast", "study"]
+
+
+def test_a_stop_at_once_leaves_the_initial_evaluation(cohort, train_recorded):
+    ended, loaded = train_recorded(cohort, ["slow", "fast"], stop=lambda: "asked to")
+    for name in cohort:
+        assert ended[name] == Ended("interrupted", "asked to")
+        assert status_of(loaded, name) == "interrupted"
+        (row,) = curve_of(loaded, name)
+        assert row["step"] == 0
+        assert row["val_loss"] == pytest.approx(np.log(257), rel=1e-5)
+
+
+def test_a_stop_on_the_way_leaves_whole_rows(cohort, train_recorded):
+    answers = iter([None, None, "asked to"])
+    ended, loaded = train_recorded(cohort, ["slow", "fast"], stop=lambda: next(answers))
+    assert ended["fast"] == Ended("interrupted", "asked to")
+    rows = curve_of(loaded, "fast")
+    assert [row["step"] for row in rows] == list(range(11))
+    assert rows[-1]["val_loss"] is not None
+
+
+def test_a_stop_asked_for_after_the_last_update_is_none(tiny, cohort, train_recorded):
+    answers = iter([None] * 4 + ["too late"] * 9)
+    ended, _ = train_recorded(cohort, ["slow"], stop=lambda: next(answers))
+    assert ended["slow"] == Ended("done", "")
+
+
+def test_rows_are_on_the_disk_before_the_end(cohort, train_recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "FLUSH_S", 0.0)
+    found = []
+
+    def look() -> None:
+        found.append(len(list((tmp_path / "id-fast").glob("curve/*.parquet"))))
+
+    train_recorded(cohort, ["fast"], stop=look)
+    assert found[0] == 0
+    assert found[-1] > 0
+
+
+def test_a_diverging_run_ends_as_such_and_its_neighbour_does_not(tiny, cohort, train_recorded):
+    cohort["slow"] = tiny(
+        optimizer={"lr_peak": 1e30},
+        schedule={"warmup_steps": 1},
+        steps=STEPS,
+        evaluation={"per_decade": 1},
+    )
+    ended, loaded = train_recorded(cohort, ["slow", "fast"])
+    assert ended["fast"] == Ended("done", "")
+    assert ended["slow"].status == "diverged"
+    assert status_of(loaded, "slow") == "diverged"
+    rows = curve_of(loaded, "slow")
+    assert 0 < rows[-1]["step"] < 10
+    assert f"not finite after {rows[-1]['step']} updates" in ended["slow"].message
+    for column in ("train_loss", "val_loss", "grad_sq_big"):
+        measured = [row[column] for row in rows if row[column] is not None]
+        assert np.isfinite(measured).all()
+    assert curve_of(loaded, "fast")[-1]["step"] == STEPS
+
+
+def test_a_cohort_that_has_diverged_is_not_trained_on(tiny, train_recorded):
+    wild = {"optimizer": {"lr_peak": 1e30}, "steps": 10_000}
+    told = Told()
+    ended, _ = train_recorded({"a": tiny(**wild), "b": tiny(seed=1, **wild)}, ["a"], told=told)
+    assert {end.status for end in ended.values()} == {"diverged"}
+    assert len(told.calls) < 10
+
+
+def test_a_last_update_that_leaves_no_finite_loss_is_a_divergence(tiny, train_recorded):
+    # 1e30 would leave a loss of that order, which is finite
+    cohort = {"a": tiny(optimizer={"lr_peak": 3e38}, steps=1), "b": tiny(seed=1, steps=1)}
+    ended, loaded = train_recorded(cohort, ["a", "b"])
+    assert (ended["a"].status, ended["b"].status) == ("diverged", "done")
+    assert [row["val_loss"] is None for row in curve_of(loaded, "a")] == [False, True]
