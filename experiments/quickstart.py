@@ -44,7 +44,7 @@ def run(d_model: int, seed: int = 0, lr_factor: float = 1.0, steps: int = STEPS)
         data=DataConfig(seed=seed),
         batch=BatchConfig(sequences=8),
         noise=NoiseConfig(groups=4),
-        optimizer=OptimizerConfig(lr_peak=lr_factor * peak(d_model), beta2=0.98),
+        optimizer=OptimizerConfig(lr_peak=lr_factor * peak(d_model), beta2=0.99, grad_clip=1.0),
         schedule=ScheduleConfig(warmup_steps=100),
         steps=steps,
         seed=seed,

@@ -8,12 +8,16 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from scaling_jax.executors.local import Cohort
 from scaling_jax.models.counts import counts
 from scaling_jax.training.trainer import Observer
 
 LINE_EVERY_S = 15.0
+
+# On a narrow terminal the last losses of many lanes give way, and nothing else.
+_REST = Column(ratio=1, no_wrap=True, overflow="ellipsis")
 
 
 class StudyProgress:
@@ -23,11 +27,12 @@ class StudyProgress:
         self._console = console
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.percentage:3.0f} %"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("{task.fields[note]}", markup=False, table_column=_REST),
             console=console,
+            expand=True,
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
@@ -46,36 +51,33 @@ class StudyProgress:
 
     def cohort(self, cohort: Cohort, number: int, of: int) -> Observer:
         """Opens the bar of a cohort and returns what moves it."""
-        names, steps = ", ".join(cohort.runs), cohort.config.steps
-        title = f"[{number}/{of}] {names}"
+        names, steps, place = ", ".join(cohort.runs), cohort.config.steps, f"[{number}/{of}]"
         n = counts(cohort.config.model).params_non_embedding
-        self._say(f"{title}: N = {n:,}, {steps:,} steps, compiling")
+        self._say(f"{place} {names}: N = {n:,}, {steps:,} steps, compiling")
         if self._task is not None:
             self._bars.remove_task(self._task)
-        task = self._task = self._bars.add_task(title, total=steps, note="compiling")
+        task = self._task = self._bars.add_task(place, total=steps, note="compiling")
         first: tuple[float, int] | None = None  # compilation is over when a first chunk is read
         last_line = 0.0
 
         def observe(step: int, losses: Mapping[str, float], tokens_per_s: float) -> None:
             nonlocal first, last_line
             loss = " ".join(f"{value:.3f}" for value in losses.values())
-            note = f"loss {loss} nats, {tokens_per_s:,.0f} tokens/s"
+            note = f"{tokens_per_s:,.0f} tokens/s, loss {loss} nats"
             self._bars.update(task, completed=step, note=note)
             now = time.monotonic()
             if first is None:
                 first, last_line = (now, step), now
-            elif now - last_line >= LINE_EVERY_S:
+            elif now - last_line >= LINE_EVERY_S and not self._console.is_terminal:
                 last_line = now
                 left = (now - first[0]) / max(step - first[1], 1) * (steps - step)
-                self._say(f"{title}: step {step:,}/{steps:,}, {note}, {left:.0f} s left")
+                self._say(f"{place} step {step:,}/{steps:,}, {note}, {left:.0f} s left")
 
         return observe
 
     def ended(self, name: str, status: str, message: str) -> None:
         """One line a run."""
-        line = f"{name}: {status}" + (f" ({message})" if message else "")
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._say(f"{name}: {status}" + (f" ({message})" if message else ""))
 
     def _say(self, line: str) -> None:
-        if not self._console.is_terminal:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)

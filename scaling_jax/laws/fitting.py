@@ -20,7 +20,7 @@ from scaling_jax.laws.forms import Law, float64_cpu
 DELTA = 0.01
 
 _LANES = 64  # problem-start pairs a call; one size, so that every call is the same program
-_LEAST_POINTS = 128  # points are padded to this times a power of two, for the same reason
+_LEAST_POINTS = 256  # points are padded to this times a power of two, for the same reason
 _ITERATIONS = 200
 # The gain that a full step still promises, as a share of the objective: 1e-12 leaves a parameter
 # within 1e-4 of its standard error. The absolute term is rounding, for data without noise.

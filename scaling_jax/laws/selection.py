@@ -262,7 +262,8 @@ def _require_sizes(selection: Selection) -> None:
 def _allowed_starts(points: pl.DataFrame) -> tuple[float, float]:
     """From the first point on, and at the latest where every run still has its least window."""
     runs = points.group_by("run").agg(
-        (pl.col("S").max() / HALF_DECADE).alias("half_decade"),
+        # Whole steps: an evaluation half a decade before the end is on the near side of it.
+        (pl.col("S").max() / HALF_DECADE).floor().alias("half_decade"),
         pl.col("S").sort().get(-MIN_POINTS).alias("points"),
     )
     first = points.select(pl.col("S").min()).item()

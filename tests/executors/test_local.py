@@ -95,6 +95,10 @@ def curve(out: Path, name: str) -> pl.DataFrame:
     return records.curves.filter(pl.col("run_id") == run_id).sort("step")
 
 
+def last_step(curve: pl.DataFrame) -> int:
+    return max(curve["step"].to_list())
+
+
 def statuses(out: Path) -> dict[str, str]:
     runs = load(out / STUDY.name).runs
     return dict(zip(runs["name"], runs["status"], strict=True))
@@ -136,10 +140,10 @@ def test_a_run_that_diverges_does_not_stop_the_study(
     assert messages["calm20"] == ""
     wild = curve(out, "wild30")
     assert messages["wild30"].startswith("not finite")
-    assert 0 < wild["step"].max() < 30
+    assert 0 < last_step(wild) < 30
     assert wild["train_loss"].drop_nulls().is_finite().all()
     calm = curve(out, "calm30")
-    assert calm["step"].max() == 30
+    assert last_step(calm) == 30
     assert calm["val_loss"][-1] < calm["val_loss"][0] - 0.02
     assert calm["noise_steps"].sum() == 30
     assert log.steps[-1] == 30
@@ -186,7 +190,7 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
     stop = StopAfter(14)  # of the second cohort, in its middle
     ended = train(tmp_path, stop)
     assert ended == ENDS | {"calm30": "interrupted"} == statuses(tmp_path)
-    assert 0 < curve(tmp_path, "calm30")["step"].max() < 30
+    assert 0 < last_step(curve(tmp_path, "calm30")) < 30
     kept = {name: curve(tmp_path, name) for name in ENDS if name != "calm30"}
 
     log = Log()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -57,7 +58,7 @@ def test_lines_where_there_is_no_terminal(clock: Clock):
         shown.ended("s1", "diverged", "not finite in update 7")
     assert text.getvalue().splitlines() == [
         "[2/3] s0, s1: N = 768, 2,000 steps, compiling",
-        "[2/3] s0, s1: step 500/2,000, loss 4.250 4.500 nats, 65,432 tokens/s, 56 s left",
+        "[2/3] step 500/2,000, 65,432 tokens/s, loss 4.250 4.500 nats, 56 s left",
         "s0: done",
         "s1: diverged (not finite in update 7)",
     ]
@@ -65,24 +66,32 @@ def test_lines_where_there_is_no_terminal(clock: Clock):
 
 def test_bars_on_a_terminal(clock: Clock):
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=120, legacy_windows=False)
+    console = Console(file=text, force_terminal=True, width=80, color_system=None)
     with StudyProgress(console) as shown:
-        observe = shown.cohort(cohort("s0", "s1"), 1, 2)
+        observe = shown.cohort(cohort("d8-seed0", "d8-seed1"), 1, 2)
+        observe(100, {"d8-seed0": 5.25, "d8-seed1": 5.5}, 1234.5)
         clock.now += progress.LINE_EVERY_S
-        observe(100, {"s0": 5.25, "s1": 5.5}, 1234.5)
-        clock.now += progress.LINE_EVERY_S
-        observe(500, {"s0": 4.25, "s1": 4.5}, 65432.1)
+        observe(500, {"d8-seed0": 4.25, "d8-seed1": 4.5}, 65432.1)
         wait_for("25 %", text)
-        shown.ended("s0", "done", "")
+        shown.ended("d8-seed0", "done", "")
         shown.cohort(cohort("later"), 2, 2)
+        wait_for("[2/2]", text)
     told = text.getvalue()
-    bar, second = told.split("s0: done")
-    assert "[1/2] s0, s1" in bar
-    assert "━" in bar
-    assert "loss 4.250 4.500 nats, 65,432 tokens/s" in bar
-    assert ": step 500" not in told  # a bar moves; it writes no lines
-    assert "[2/2] later" in second
-    assert "[1/2]" not in second.split("[2/2] later")[-1]
+    assert "[1/2] d8-seed0, d8-seed1: N = 768, 2,000 steps" in told
+    assert re.search(r"\[1/2\] ━.* 25 % [-\d:]+ 65,432 tokens/s, loss 4.250 4.500 nats", told)
+    assert "step 500" not in told  # a bar moves; it writes no lines
+    assert "[1/2]" not in told.split("[2/2]   ")[-1]
+
+
+def test_a_bar_of_many_lanes_keeps_its_rate_and_time_left():
+    text = io.StringIO()
+    names = [f"seed{i}" for i in range(8)]
+    with StudyProgress(
+        Console(file=text, force_terminal=True, width=80, color_system=None)
+    ) as bars:
+        bars.cohort(cohort(*names), 11, 12)(500, dict.fromkeys(names, 4.25), 6543210.1)
+        wait_for("25 %", text)
+    assert re.search(r"\[11/12\] ━.* 25 % [-\d:]+ 6,543,210 tokens/s, loss 4.250", text.getvalue())
 
 
 def test_a_line_longer_than_the_page_stays_one_line():
@@ -100,7 +109,7 @@ def test_a_name_is_not_read_as_markup(terminal: bool):
         observe = shown.cohort(cohort("lr[/half][red]"), 1, 1)
         observe(1, {"lr[/half][red]": 5.0}, 1.0)
         shown.ended("lr[/half][red]", "failed", "[/bold]")
-    assert "[1/1] lr[/half][red]" in text.getvalue()
+    assert "[1/1] lr[/half][red]: N = 768" in text.getvalue()
     assert "lr[/half][red]: failed ([/bold])" in text.getvalue()
 
 
@@ -111,4 +120,4 @@ def test_a_cohort_that_diverges_in_its_first_update_is_shown(clock: Clock):
         for _ in range(2):  # the second was in flight when the first was read
             observe(0, {"wild": float("nan")}, 10.0)
             clock.now += progress.LINE_EVERY_S
-    assert "step 0/2,000, loss nan nats" in text.getvalue()
+    assert "step 0/2,000, 10 tokens/s, loss nan nats" in text.getvalue()

@@ -139,6 +139,24 @@ def test_held_out_errors_find_a_wrong_form(make_records) -> None:
     assert worst(fit, "later_half") > 0.05 and "later_half" in fit.flags
 
 
+def test_the_noise_lamp_reads_the_recorded_moments(make_records) -> None:
+    records = make_records()
+    small, big = 1 + 1000 / 128, 1 + 1000 / 512  # |G|^2 = 1, tr Sigma = 1000 a token
+    moments = records.curves.with_columns(
+        grad_sq_small=pl.lit(small),
+        grad_sq_big=pl.lit(big),
+        grad_sq_small_sq=pl.lit(1.01 * small**2),
+        grad_sq_big_sq=pl.lit(1.01 * big**2),
+        grad_sq_small_big=pl.lit(1.01 * small * big),
+        noise_steps=pl.col("step") - pl.col("step_start"),
+        batch_small=pl.lit(128),
+        batch_big=pl.lit(512),
+    )
+    fit = laws.fit(replace(records, curves=moments), resamples=100)
+    lamp = next(lamp for lamp in fit.lamps if lamp.name == "batch_vs_noise")
+    assert lamp.ok is True and lamp.value == pytest.approx(1000 / 512, rel=1e-6)
+
+
 def at_batch(records: Records, truth: dict[str, float], constants: dict[str, float]) -> Records:
     """Curves over S_min stretched to the steps that a batch of 512 tokens takes."""
     wide = records.curves.join(records.runs.select("run_id", N="params_non_embedding"), on="run_id")
