@@ -187,7 +187,8 @@ def _use_cpu_cores_as_devices() -> None:
     # One small model does not keep two cores busy; two lanes on two devices do.
     import jax
 
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not (chosen or "JAX_NUM_CPU_DEVICES" in os.environ):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
@@ -238,10 +239,7 @@ def _print_table(columns: Any, rows: Any) -> None:
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    console.print(table)
+    Console(width=max(Console().width, 200)).print(table)  # a long line wraps, and is not cut
 
 
 def _cell(value: Any) -> str:

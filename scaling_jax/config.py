@@ -231,11 +231,12 @@ def explain(error: ValidationError) -> str:
         if fault["type"] == "extra_forbidden":
             lines.append(f"No config field {dotted!r}.{nearest(dotted, known)}")
         else:
+            whole_part = isinstance(fault["input"], Mapping)  # a fault between fields names them
             message = fault["msg"].removeprefix("Value error, ")
-            where = f"{dotted}: " if dotted else ""
-            lines.append(
-                f"{where}{message} (got {fault['input']!r})"
-                if dotted and not isinstance(fault["input"], Mapping)
-                else f"{where}{message}"
-            )
+            if fault["type"] == "value_error" and whole_part:
+                lines.append(message)
+            else:
+                lines.append(
+                    f"{dotted}: {message}" + ("" if whole_part else f" (got {fault['input']!r})")
+                )
     return "\n".join(lines)

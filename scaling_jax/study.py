@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
+import runpy
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 
 from pydantic import ValidationError
 
@@ -73,18 +72,15 @@ def load_study(path: str | Path) -> Study:
     path = Path(path)
     if not path.is_file():
         raise RequestError(f"No experiment file {path}")
-    # Compiled here and not imported, which would leave bytecode beside the user's file.
-    module = ModuleType(f"experiment_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where a dataclass looks for its annotations
     try:
-        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
-    except Exception as error:
+        # Run and not imported, which would leave bytecode beside the user's file.
+        declared = runpy.run_path(str(path), run_name=f"experiment_{path.stem}")
+    except (Exception, SystemExit) as error:
         raise RequestError(f"{path}{_line_in(path, error)}: {_told(error)}") from error
-    study = getattr(module, "study", None)
+    study = declared.get("study")
     if not isinstance(study, Study):
         raise RequestError(f"{path} declares no study: it needs `study = Study(name, runs, ...)`")
-    return replace(study, description=study.description or (module.__doc__ or "").strip())
+    return replace(study, description=study.description or (declared["__doc__"] or "").strip())
 
 
 def pack(study: Study, max_lanes: int) -> list[dict[str, RunConfig]]:
@@ -116,7 +112,7 @@ def program_key(config: RunConfig) -> str:
     return json.dumps(doc, sort_keys=True)
 
 
-def _line_in(path: Path, error: Exception) -> str:
+def _line_in(path: Path, error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f" line {error.lineno}" if error.lineno else ""
     frames = traceback.extract_tb(error.__traceback__)
@@ -124,7 +120,7 @@ def _line_in(path: Path, error: Exception) -> str:
     return f" line {lines[-1]}" if lines else ""
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     if isinstance(error, RequestError):
         return str(error)
     if isinstance(error, ValidationError):

@@ -72,7 +72,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
                 "n_layer": draw(st.integers(1, 12)),
                 "d_model": n_head * draw(st.integers(1, 64)),
                 "n_head": n_head,
-                "d_ff": draw(st.none() | st.integers(1, 1024)),
+                "d_ff": draw(st.integers(1, 1024)),
                 "activation": draw(st.sampled_from(["relu", "gelu", "silu"])),
                 "dropout": draw(st.floats(0, 0.9)),
             },

@@ -86,9 +86,11 @@ def run_study(
 ) -> dict[str, str]:
     """Trains what is not finished and returns the status of every run by name.
 
-    A run that fails or diverges does not stop the others. Raises `RequestError` where another
-    process writes in `out`.
+    A run that fails or diverges does not stop the others. Raises `RequestError` where `out` is no
+    folder or another process writes in it.
     """
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"--out {out} is a file; name a folder")
     cohorts = plan_cohorts(study, corpus)
     run_ids = {name: config.run_id(corpus.fingerprint) for name, config in study.runs.items()}
     statuses: dict[str, str] = {}

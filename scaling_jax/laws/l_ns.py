@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,51 +19,19 @@ from scaling_jax.laws.fitting import (
     require_identified,
     solve,
 )
-from scaling_jax.laws.forms import L_NS, minimum_steps
+from scaling_jax.laws.forms import L_NS
 from scaling_jax.laws.noise_scale import noise_scale
 from scaling_jax.laws.panel import HeldOut
 from scaling_jax.laws.result import Fit
 from scaling_jax.laws.selection import MIN_SIZES, Selection, select
+from scaling_jax.laws.window import WINDOW_RULE, Holding, Measured, Window, where_it_holds
 
 if TYPE_CHECKING:
     from scaling_jax.records.store import Records
 
-# The widest window whose residuals are no more than this is taken.
-WINDOW_RMS = 0.015
-WINDOW_RULE = (
-    f"the earliest start at which the rms log residual is at most {WINDOW_RMS:.1%}, among starts "
-    "that leave every run half a decade of steps or its whole curve below the floor; the latest "
-    "of these where none does"
-)
-_STARTS_PER_OCTAVE = 4
-_JITTER = 2**0.5
 _MAX_EXPONENT_SPAN = 10.0  # of an interval, high over low
 _MAX_FAILED = 0.1  # of the resamples
 _CORNERS = L_NS.starts[[0, -1]]  # opposite ends of the grid of starts
-
-
-@dataclass(frozen=True)
-class _Data:
-    """The selected points (n,) as arrays, and the size of each run (runs,)."""
-
-    frame: pl.DataFrame
-    step: np.ndarray
-    steps: np.ndarray  # what the law calls S: the step, or S_min
-    loss: np.ndarray
-    run: np.ndarray
-    size: np.ndarray
-    end: np.ndarray  # the last step of the point's run
-    size_of_run: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Window:
-    """The first step, the starts beside it, and the starts that were allowed."""
-
-    start: float
-    beside: tuple[float, float]
-    allowed: tuple[float, float]
-    met: bool
 
 
 def fit_l_ns(
@@ -83,9 +51,8 @@ def fit_l_ns(
     """
     _check_request(critical_batch, level, resamples)
     selection = select(records, columns, one_batch=critical_batch is None)
-    data = _data(selection, critical_batch)
-    points = make_points(L_NS, {"N": data.size, "S": data.steps}, data.loss)
-    window = _choose_window(points, data, selection.starts)
+    held = where_it_holds(selection, critical_batch)
+    data, points, window = held.data, held.points, held.window
     rng = np.random.default_rng(seed)
     weights = uncertainty.resample_weights(
         rng, data.run, data.size_of_run, data.step, window.beside, resamples
@@ -107,6 +74,7 @@ def fit_l_ns(
             source=fit.source,
         )
     moved = _beside(points, data, window)
+    resized = _other_sizes(held)
     selection.drop(
         pl.col("S") < window.start,
         "before the window",
@@ -116,7 +84,7 @@ def fit_l_ns(
     return replace(
         fit,
         other=other,
-        lamps=_lamps(selection, fit, other, moved, noise),
+        lamps=_lamps(selection, fit, other, moved, resized, noise),
         excluded=selection.excluded,
     )
 
@@ -140,42 +108,8 @@ def _check_request(
         raise RequestError("critical_batch needs B_star (tokens) and alpha_B")
 
 
-def _data(selection: Selection, critical_batch: Mapping[str, float] | None) -> _Data:
-    frame = selection.points
-    step, loss = frame["S"].to_numpy(), frame["loss"].to_numpy()
-    steps = step
-    if critical_batch is not None:
-        if why := selection.table.missing("batch_tokens"):
-            raise RequestError(f"S_min needs the batch in tokens: {why}")
-        steps = minimum_steps(step, loss, frame["batch_tokens"].to_numpy(), **critical_batch)
-    runs, run = np.unique(frame["run"].to_numpy(), return_inverse=True)
-    size = frame["N"].to_numpy()
-    size_of_run, end = np.zeros(runs.size), np.zeros(runs.size)
-    size_of_run[run] = size
-    np.maximum.at(end, run, step)
-    return _Data(frame, step, steps, loss, run, size, end[run], size_of_run)
-
-
-def _choose_window(points: Points, data: _Data, allowed: tuple[float, float]) -> _Window:
-    first, last = allowed
-    count = int(np.floor(_STARTS_PER_OCTAVE * np.log2(last / first))) + 1
-    grid = last * 2.0 ** (-np.arange(count)[::-1] / _STARTS_PER_OCTAVE)
-    grid = np.unique(np.concatenate([[first], grid]))
-    weights = (data.step >= grid[:, None]).astype(float)
-    found = solve(points, weights)
-    start, met = grid[-1], False
-    for i, theta in enumerate(found.theta):
-        residual = points.residuals(theta)
-        rms = np.sqrt(np.average(residual**2, weights=weights[i]))
-        if rms <= WINDOW_RMS and found.converged[i] and not found.at_bound[i]:
-            start, met = grid[i], True
-            break
-    beside = np.clip([start / _JITTER, start * _JITTER], first, last)
-    return _Window(float(start), (float(beside[0]), float(beside[1])), allowed, met)
-
-
 def _fit_one(
-    points: Points, data: _Data, window: _Window, weights: np.ndarray, level: float
+    points: Points, data: Measured, window: Window, weights: np.ndarray, level: float
 ) -> Fit:
     """The fit in one convention of N, without a panel."""
     inside = data.step >= window.start
@@ -254,7 +188,7 @@ def _require_exponents(ends: Mapping[str, tuple[float, float]], level: float) ->
 
 
 def _held_out(
-    points: Points, data: _Data, inside: np.ndarray, hidden: np.ndarray
+    points: Points, data: Measured, inside: np.ndarray, hidden: np.ndarray
 ) -> HeldOut | None:
     """Errors of the window's `hidden` points, from a fit to the others; None where it has none."""
     seen, hidden = inside & ~hidden, inside & hidden
@@ -274,7 +208,7 @@ def _held_out(
     )
 
 
-def _beside(points: Points, data: _Data, window: _Window) -> list[dict[str, float]]:
+def _beside(points: Points, data: Measured, window: Window) -> list[dict[str, float]]:
     """The parameters from starts a factor of sqrt(2) earlier and later, where allowed."""
     starts = [start for start in window.beside if start != window.start]
     if not starts:
@@ -283,7 +217,23 @@ def _beside(points: Points, data: _Data, window: _Window) -> list[dict[str, floa
     return [_named(points, theta) for theta in found.theta[found.converged]]
 
 
-def _point_table(data: _Data, inside: np.ndarray, residual: np.ndarray) -> pl.DataFrame:
+def _other_sizes(held: Holding) -> list[dict[str, float]]:
+    """The parameters without the smallest size, and with the last one that was left out."""
+    cases = []
+    if np.unique(held.data.size).size > MIN_SIZES:
+        cases.append((held, held.data.size > held.data.size.min()))
+    if held.wider is not None:
+        cases.append((held.wider, np.ones_like(held.wider.data.size, dtype=bool)))
+    found = []
+    for case, sizes in cases:
+        inside = sizes & (case.data.step >= held.window.start)
+        solution = solve(case.points, inside[None, :].astype(float))
+        if solution.converged[0]:
+            found.append(_named(case.points, solution.theta[0]))
+    return found
+
+
+def _point_table(data: Measured, inside: np.ndarray, residual: np.ndarray) -> pl.DataFrame:
     frame = data.frame.filter(pl.Series(inside))
     seed = pl.col("seed") if "seed" in frame.columns else pl.lit(None, pl.Int64)
     name = pl.col("name") if "name" in frame.columns else pl.col("run")
@@ -318,6 +268,7 @@ def _lamps(
     fit: Fit,
     other: Fit | None,
     moved: list[dict[str, float]],
+    resized: list[dict[str, float]],
     noise: pl.DataFrame | str,
 ) -> list[panel.Lamp]:
     kept = selection.points
@@ -347,6 +298,13 @@ def _lamps(
             fit.params,
             moved,
             "the window cannot move",
+        ),
+        panel.shift(
+            "size_shift",
+            "smallest size left out, and the last one left out put back",
+            fit.params,
+            resized,
+            "no size can be spared",
         ),
         panel.single_minimum(fit.objective, fit.rivals),
         panel.seed_noise(kept),

@@ -46,6 +46,7 @@ _LAMPS = {
     "later_half": _Label("Later half from the earlier", "at most", True),
     "convention_shift": _Label("Exponents under the other N", "at most", True),
     "window_shift": _Label("Exponents under another window", "at most", True),
+    "size_shift": _Label("Exponents without the smallest N", "at most", True),
     "single_minimum": _Label("Next minimum over the best", "at least"),
     "seed_noise": _Label("Spread over seeds", "at most", True),
 }

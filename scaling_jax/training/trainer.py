@@ -54,7 +54,7 @@ class Lane:
     def ended(self, stop_reason: str | None) -> Ended:
         """How the run ended, `stop_reason` being why the cohort was stopped early, if it was."""
         if self.diverged:
-            return Ended("diverged", f"not finite after {self.recorder.step} updates")
+            return Ended("diverged", f"loss or gradient not finite after step {self.recorder.step}")
         if stop_reason is not None:
             return Ended("interrupted", stop_reason)
         return Ended("done", "")

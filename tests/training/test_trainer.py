@@ -173,7 +173,7 @@ def test_a_diverging_run_ends_as_such_and_its_neighbour_does_not(tiny, cohort, t
     assert status_of(loaded, "slow") == "diverged"
     rows = curve_of(loaded, "slow")
     assert 0 < rows[-1]["step"] < 10
-    assert f"not finite after {rows[-1]['step']} updates" in ended["slow"].message
+    assert f"not finite after step {rows[-1]['step']}" in ended["slow"].message
     for column in ("train_loss", "val_loss", "grad_sq_big"):
         measured = [row[column] for row in rows if row[column] is not None]
         assert np.isfinite(measured).all()
