@@ -11,6 +11,7 @@ Run       scaling-jax run experiments/quickstart.py
 from scaling_jax.config import (
     BatchConfig,
     DataConfig,
+    EvaluationConfig,
     ModelConfig,
     NoiseConfig,
     OptimizerConfig,
@@ -19,7 +20,7 @@ from scaling_jax.config import (
 )
 from scaling_jax.study import Study
 
-STEPS = 9_000
+STEPS = 8_000
 BRACKET_STEPS = 2_154  # where the long runs, too, are evaluated
 SIZES = {8: 1, 12: 1, 16: 1, 24: 2, 32: 2, 48: 3, 64: 4}  # d_model: n_head
 SEEDS = (0, 1)
@@ -27,8 +28,8 @@ BRACKETED = (8, 12, 64)  # the law may not hold yet for the smallest
 
 
 def peak(d_model: int) -> float:
-    """Constant up to d_model 16 and falling above, near the best found at 16, 32 and 64."""
-    return 8e-3 * min(1.0, 16 / d_model) ** 1.2
+    """Constant up to d_model 12 and falling above, near the best found at 8, 16, 32 and 64."""
+    return 1.1e-2 * min(1.0, 12 / d_model) ** 1.2
 
 
 def run(d_model: int, seed: int = 0, lr_factor: float = 1.0, steps: int = STEPS) -> RunConfig:
@@ -44,6 +45,7 @@ def run(d_model: int, seed: int = 0, lr_factor: float = 1.0, steps: int = STEPS)
         ),
         data=DataConfig(seed=seed),
         batch=BatchConfig(sequences=8),
+        evaluation=EvaluationConfig(tokens=16384),
         noise=NoiseConfig(groups=4),
         optimizer=OptimizerConfig(lr_peak=lr_factor * peak(d_model), beta2=0.99, grad_clip=1.0),
         schedule=ScheduleConfig(warmup_steps=100),
