@@ -34,9 +34,12 @@ CHUNK_STEPS = 128
 
 # The initial draw runs once and each of its shapes costs as much to optimise as many updates to
 # run: it is compiled the quick way.
-_COMPILE_QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+_COMPILE_QUICKLY: dict[str, Any] = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 # On a CPU the second level of optimisation doubles the time to compile and makes no step faster.
-_COMPILE_FOR_CPU = {"xla_backend_optimization_level": 1}
+_COMPILE_FOR_CPU: dict[str, Any] = {"xla_backend_optimization_level": 1}
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,14 @@ def test_a_smallest_size_that_levels_off_is_left_out_and_said(records) -> None:
     assert fit.points["N"].min() == 6144
     assert fit.window["criterion_met"]
     assert fit.rms_log_residual <= WINDOW_RMS
-    shifts = {lamp.name: lamp for lamp in fit.lamps}
     # put back, the odd size moves the exponents, and the lamp says by how much
-    assert shifts["size_shift"].value > 3 * laws_shift(records)
+    assert size_shift(fit) > 3 * size_shift(laws.fit(records, resamples=100))
 
 
-def laws_shift(records: Records) -> float:
-    fit = laws.fit(records, resamples=100)
-    return next(lamp.value for lamp in fit.lamps if lamp.name == "size_shift") or 0.0
+def size_shift(fit: laws.Fit) -> float:
+    value = next(lamp.value for lamp in fit.lamps if lamp.name == "size_shift")
+    assert value is not None
+    return value
 
 
 def test_where_leaving_out_does_not_help_every_size_is_kept(records) -> None:
