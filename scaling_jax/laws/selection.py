@@ -262,8 +262,11 @@ def _require_sizes(selection: Selection) -> None:
 def _allowed_starts(points: pl.DataFrame) -> tuple[float, float]:
     """From the first point on, and at the latest where every run still has its least window."""
     runs = points.group_by("run").agg(
-        # Whole steps: an evaluation half a decade before the end is on the near side of it.
-        (pl.col("S").max() / HALF_DECADE).floor().alias("half_decade"),
+        pl.col("S")
+        .filter(pl.col("S") <= pl.col("S").max() / HALF_DECADE)
+        .max()
+        .fill_null(0)
+        .alias("half_decade"),
         pl.col("S").sort().get(-MIN_POINTS).alias("points"),
     )
     first = points.select(pl.col("S").min()).item()
