@@ -136,15 +136,19 @@ def report(
     folder: Annotated[Positional[Path], arg(metavar="DIR", help="A study folder.")],
     json: Json = False,
 ) -> int:
-    """Draw the figures and write the HTML page, into the study's folder."""
-    _, records = _analysis(str(folder))
+    """Fit, draw the figures and write the HTML page, into the study's folder."""
+    laws, records = _analysis(str(folder))
     from scaling_jax.report.study_report import write_study_report
 
-    page = write_study_report(records, folder / "report")
+    written = write_study_report(records, folder / "report")
     if json:
-        _print_json({"report": str(page)})
+        _print_json({"report": str(written.page), "refused": written.refusal})
     else:
-        print(f"Report: {page}")
+        if written.fit is not None:
+            print(laws.describe(written.fit), end="\n\n")
+        print(f"Report: {written.page}")
+    if written.refusal is not None:
+        raise WorkError(written.refusal)
     return 0
 
 

@@ -359,10 +359,12 @@ def test_a_report_is_written_into_the_study(
     finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = finished.place.folder / "runs" / "tiny"
-    assert call("report", str(study), "--json") == 0
-    page = Path(one_object(capsys.readouterr().out)["report"])
+    assert call("report", str(study), "--json") == 1  # the fit of so small a study is refused
+    doc = one_object(capsys.readouterr().out)
+    page = Path(doc["report"])
     assert page == study / "report" / "index.html"
     assert "tiny" in page.read_text()
+    assert "3 sizes" in doc["refused"]
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def _allowed_starts(points: pl.DataFrame) -> tuple[float, float]:
         pl.col("S")
         .filter(pl.col("S") <= pl.col("S").max() / HALF_DECADE)
         .max()
-        .fill_null(0)
+        .fill_null(pl.col("S").max() / HALF_DECADE)
         .alias("half_decade"),
         pl.col("S").sort().get(-MIN_POINTS).alias("points"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from etils import epath
 
@@ -12,8 +13,17 @@ from scaling_jax.records.store import Records
 from scaling_jax.report.page import write_report
 
 
-def write_study_report(records: Records, folder: str | os.PathLike[str]) -> epath.Path:
-    """Fit L(N, S), measure the noise scale and write the page of both; returns the page's path.
+@dataclass(frozen=True)
+class StudyReport:
+    """The page that was written, and the fit on it, or why it was refused."""
+
+    page: epath.Path
+    fit: laws.Fit | None
+    refusal: str | None
+
+
+def write_study_report(records: Records, folder: str | os.PathLike[str]) -> StudyReport:
+    """Fit L(N, S), measure the noise scale and write the page of both.
 
     A refused fit and a study without noise moments are said on the page.
     """
@@ -26,4 +36,4 @@ def write_study_report(records: Records, folder: str | os.PathLike[str]) -> epat
         noise = laws.noise_scale(records)
     except WorkError:
         noise = None
-    return write_report(records, fit, refusal, noise, folder)
+    return StudyReport(write_report(records, fit, refusal, noise, folder), fit, refusal)

@@ -139,7 +139,7 @@ def test_a_run_that_diverges_does_not_stop_the_study(
     messages = {name: message for name, _, message in log.ends}
     assert messages["calm20"] == ""
     wild = curve(out, "wild30")
-    assert messages["wild30"].startswith("not finite")
+    assert messages["wild30"].startswith("loss or gradient not finite")
     assert 0 < last_step(wild) < 30
     assert wild["train_loss"].drop_nulls().is_finite().all()
     calm = curve(out, "calm30")

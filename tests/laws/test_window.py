@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from scaling_jax import laws
-from scaling_jax.laws.window import WINDOW_RMS
+from scaling_jax.laws.selection import select
+from scaling_jax.laws.window import WINDOW_RMS, where_it_holds
 from scaling_jax.records.store import Records
 
 RULE = "the form does not hold yet"
@@ -60,8 +61,9 @@ def size_shift(fit: laws.Fit) -> float:
 
 
 def test_where_leaving_out_does_not_help_every_size_is_kept(records) -> None:
-    fit = laws.fit(bend(records, {12288, 98304}, 0.35), resamples=100)
-    assert not fit.window["criterion_met"]
-    assert fit.points["N"].n_unique() == 7
-    assert not left_out(fit)
-    assert fit.rms_log_residual > WINDOW_RMS
+    selection = select(bend(records, {12288, 98304}, 0.35))
+    held = where_it_holds(selection, None)
+    assert not held.window.met
+    assert held.window.start == held.window.allowed[1]
+    assert len(set(held.data.size)) == 7
+    assert RULE not in {row["rule"] for row in selection.excluded}

@@ -70,7 +70,7 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(root)
 
 
-FIT_AND_REPORT = ["fit runs/quickstart --law l_ns", "report runs/quickstart"]
+FIT_AND_REPORT = ["report runs/quickstart"]
 
 
 def test_trains_fits_and_reports(tree: Tree) -> None:
@@ -85,7 +85,7 @@ def test_a_diverged_run_is_still_fitted_and_told(tree: Tree) -> None:
 
 
 def test_a_refused_fit_is_still_reported_and_told(tree: Tree) -> None:
-    assert tree.quickstart(FIT_STATUS="1") == 1
+    assert tree.quickstart(REPORT_STATUS="1") == 1
     assert tree.calls[1:] == FIT_AND_REPORT
 
 
@@ -98,11 +98,7 @@ def test_a_wrong_request_ends_it(tree: Tree) -> None:
 def test_fits_where_it_trained(tree: Tree, args: list[str]) -> None:
     assert tree.quickstart(*args) == 0
     run = " ".join(["run experiments/quickstart.py", *args])
-    assert tree.calls == [
-        run,
-        "fit elsewhere/quickstart --law l_ns",
-        "report elsewhere/quickstart",
-    ]
+    assert tree.calls == [run, "report elsewhere/quickstart"]
 
 
 @pytest.mark.parametrize("word", ["--dry-run", "--help"])
