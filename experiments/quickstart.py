@@ -1,6 +1,6 @@
 """Loss falls as a power law in model size and training time.
 
-Claim     L(N, S) = (N_c/N)^alpha_N + (S_c/S)^alpha_S (Kaplan et al. 2020, eq. 1.6) over 1.8 decades
+Claim     L(N, S) = (N_c/N)^alpha_N + (S_c/S)^alpha_S (Kaplan et al. 2020, eq. 1.6) over 1.4 decades
           of N, trained at one batch size and a constant learning rate on Python source text
 Expect    the largest N predicted from the rest within 5 %, the second half of every curve from the
           first half within 5 %, rms log residual below 2 %
