@@ -37,13 +37,15 @@ def run(
     from scaling_jax.study import load_study
 
     study = load_study(experiment).override(_pairs(set, "--set"))
-    _use_cpu_cores_as_devices()
     from scaling_jax.data.corpus import prepare
-    from scaling_jax.executors.local import plan_cohorts, run_study
+    from scaling_jax.executors.local import run_study
+    from scaling_jax.executors.placement import plan_cohorts
     from scaling_jax.executors.progress import StudyProgress
+    from scaling_jax.executors.startup import start_jax
     from scaling_jax.executors.stopping import StopOnSignal
     from scaling_jax.records.files import as_path
 
+    start_jax()
     messages = Console(stderr=json)
     source = next(iter(study.runs.values())).data.source
     corpus = prepare(source)
@@ -185,16 +187,6 @@ def _analysis(source: str) -> tuple[Any, Any]:
     from scaling_jax import laws, records
 
     return laws, records.load(source)
-
-
-def _use_cpu_cores_as_devices() -> None:
-    # One small model does not keep two cores busy; two lanes on two devices do.
-    import jax
-
-    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not (chosen or "JAX_NUM_CPU_DEVICES" in os.environ):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-        jax.config.update("jax_num_cpu_devices", min(cores, 8))
 
 
 def _dry_run(cohorts: list, corpus: Any, as_json: bool) -> int:

@@ -21,6 +21,8 @@ from pydantic import (
 
 from scaling_jax.errors import RequestError, nearest
 
+DECAYING = ("adamw", "adafactor", "muon")
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -50,10 +52,14 @@ class ModelConfig(_Part):
 
 
 class DataConfig(_Part):
-    """Where tokens come from; `seed` draws the windows and is apart from the run's `seed`."""
+    """Where tokens come from; `seed` draws the windows and is apart from the run's `seed`.
+
+    `unique_tokens` confines training to the first so many tokens of the training split.
+    """
 
     source: Literal["embedded"] = "embedded"
     seed: Seed = 0
+    unique_tokens: PositiveInt | None = None
 
 
 class BatchConfig(_Part):
@@ -73,23 +79,32 @@ class BatchConfig(_Part):
 
 
 class OptimizerConfig(_Part):
-    """`weight_decay` is decoupled and acts on matrices only; `grad_clip` is a global norm."""
+    """`weight_decay` is decoupled and acts on matrices only; `grad_clip` is a global norm.
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    `muon` orthogonalises the matrices of the blocks, its updates scaled to the size of AdamW's so
+    that rates carry over (Liu et al. 2025), and leaves all else to Adam. `adafactor` is without
+    the scale of the parameters, so that its rates, too, are those of Adam.
+    """
+
+    name: Literal["adamw", "adam", "adafactor", "sgd", "muon"] = "adamw"
     lr_peak: PositiveFloat = 1e-3
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     eps: PositiveFloat = 1e-8
-    momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
+    momentum: float = Field(
+        default_factory=lambda fields: 0.95 if fields["name"] == "muon" else 0.0, ge=0.0, lt=1.0
+    )
     weight_decay: NonNegativeFloat = 0.0
     grad_clip: PositiveFloat | None = None
 
     @model_validator(mode="after")
-    def _decay_is_adamw(self) -> OptimizerConfig:
-        if self.weight_decay and self.name != "adamw":
-            raise ValueError(f"weight_decay is decoupled and belongs to adamw, not {self.name}")
-        if self.momentum and self.name != "sgd":
-            raise ValueError(f"momentum belongs to sgd; {self.name} has beta1")
+    def _fields_belong(self) -> OptimizerConfig:
+        if self.weight_decay and self.name not in DECAYING:
+            raise ValueError(
+                f"weight_decay is decoupled and belongs to {', '.join(DECAYING)}, not {self.name}"
+            )
+        if self.momentum and self.name not in ("sgd", "muon"):
+            raise ValueError(f"momentum belongs to sgd and muon, not {self.name}")
         return self
 
 
@@ -106,10 +121,32 @@ class ScheduleConfig(_Part):
 
 
 class MeshConfig(_Part):
-    """Devices along each mesh axis; `None` takes as many as fit, lanes first."""
+    """Devices along each mesh axis; `None` takes as many as fit.
+
+    Lanes come first, then as much `fsdp` as one model needs to fit in memory, then `data`;
+    `tensor` is taken only where it is asked for.
+    """
 
     lane: PositiveInt | None = None
     data: PositiveInt | None = None
+    fsdp: PositiveInt | None = None
+    tensor: PositiveInt | None = None
+
+
+class EngineConfig(_Part):
+    """How a run is computed, which changes its numbers by rounding alone; `None` chooses.
+
+    `lanes`: the most runs that train together in one program, 1 for each alone. `feed`: batches
+    gathered from tokens on the device, or sent by the host. `layers`: one traced layer scanned, or
+    each traced. `remat`: what the backward pass computes anew: nothing, all but the products with
+    parameters, or whole layers.
+    """
+
+    lanes: PositiveInt | None = None
+    feed: Literal["device", "host"] | None = None
+    attention: Literal["xla", "blocks", "cudnn", "splash"] | None = None
+    layers: Literal["scan", "unrolled"] | None = None
+    remat: Literal["none", "dots", "full"] = "none"
 
 
 class EvaluationConfig(_Part):
@@ -130,7 +167,11 @@ class NoiseConfig(_Part):
 
 
 class RunConfig(_Part):
-    """One training of one model; two equal configs give equal numbers."""
+    """One training of one model; two equal configs give equal numbers.
+
+    `compute_dtype` is that of activations and products; parameters, optimizer state, losses and
+    noise moments are float32 whatever it is. `matmul_precision` is that of float32 products.
+    """
 
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -138,11 +179,13 @@ class RunConfig(_Part):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     mesh: MeshConfig = MeshConfig()
+    engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     noise: NoiseConfig = NoiseConfig()
     steps: PositiveInt
     seed: Seed = 0
     matmul_precision: Literal["default", "high", "highest"] = "highest"
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> RunConfig:
@@ -158,9 +201,13 @@ class RunConfig(_Part):
         """Tokens an update."""
         return self.batch.sequences * self.model.n_ctx
 
+    def unique_tokens(self, n_tokens: int) -> int:
+        """Tokens that the run draws from, of a training split of `n_tokens`."""
+        return n_tokens if self.data.unique_tokens is None else self.data.unique_tokens
+
     def identity(self) -> dict[str, Any]:
-        """The fields that determine the run's numbers, and not where it is placed."""
-        return self.model_dump(mode="json", exclude={"mesh"})
+        """The fields that determine the run's numbers, and not where and how it is computed."""
+        return self.model_dump(mode="json", exclude={"mesh", "engine"})
 
     def run_id(self, corpus_fingerprint: str) -> str:
         """Twelve hex digits of the identity together with the corpus it is trained on."""
@@ -183,7 +230,8 @@ def override(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:
     """The config with dotted fields replaced, as in `{"model.n_layer": "3"}`.
 
     A value is read as JSON where it is JSON and as a plain word otherwise. Setting `model.d_model`
-    without `model.d_ff` keeps the ratio d_ff / d_model. Raises `RequestError`.
+    without `model.d_ff` keeps the ratio d_ff / d_model, and another `optimizer.name` without
+    `optimizer.momentum` brings the momentum that it has by default. Raises `RequestError`.
     """
     doc = config.model_dump(mode="json")
     ff_ratio = config.model.d_ff / config.model.d_model
@@ -204,6 +252,8 @@ def override(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:
         except json.JSONDecodeError:
             part[leaf] = text
     d_model = doc["model"]["d_model"]
+    if doc["optimizer"]["name"] != config.optimizer.name and "optimizer.momentum" not in settings:
+        del doc["optimizer"]["momentum"]
     if "model.d_model" in settings and "model.d_ff" not in settings and isinstance(d_model, int):
         doc["model"]["d_ff"] = round(ff_ratio * d_model)
     return parse_config(doc)

@@ -6,7 +6,7 @@ import json
 import re
 import runpy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,18 +16,22 @@ from scaling_jax.config import RunConfig, explain, override
 from scaling_jax.errors import RequestError
 
 # Config fields that are only numbers to the compiled program: runs that differ in nothing else
-# can share one. Those that train as its lanes also take the same number of steps and are evaluated
-# at the same ones.
+# can share one.
 _NUMBER_FIELDS = (
     ("steps",),
     ("seed",),
     ("data", "seed"),
+    ("data", "unique_tokens"),
     ("optimizer", "lr_peak"),
     ("optimizer", "weight_decay"),
     ("schedule", "warmup_steps"),
     ("schedule", "final_fraction"),
     ("schedule", "decay_fraction"),
+    ("evaluation", "per_decade"),
 )
+# A lane that is at its end stands still until its cohort is: the shortest has this share of the
+# longest's steps, or trains in another cohort.
+LEAST_SHARE_OF_STEPS = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -83,27 +87,33 @@ def load_study(path: str | Path) -> Study:
     return replace(study, description=study.description or (declared["__doc__"] or "").strip())
 
 
-def pack(study: Study, max_lanes: int) -> list[dict[str, RunConfig]]:
-    """The study's cohorts: runs of one program and length, at most `max_lanes` together.
+def pack(study: Study, max_lanes: Callable[[RunConfig], int]) -> list[dict[str, RunConfig]]:
+    """The study's cohorts: runs of one program and about one length, `max_lanes(run)` at most.
 
-    In declared order, those that share a program one after another. A pure function of the
-    declared study and of `max_lanes`.
+    In declared order, those that share a program one after another and the longer first. A pure
+    function of the declared study and of `max_lanes`.
     """
-    alike: dict[str, dict[tuple[int, int], list[str]]] = {}
+    alike: dict[str, list[str]] = {}
     for name, config in study.runs.items():
-        length = (config.steps, config.evaluation.per_decade)
-        alike.setdefault(program_key(config), {}).setdefault(length, []).append(name)
-    return [
-        {name: study.runs[name] for name in names[i : i + max_lanes]}
-        for of_program in alike.values()
-        for names in of_program.values()
-        for i in range(0, len(names), max_lanes)
-    ]
+        alike.setdefault(program_key(config), []).append(name)
+    cohorts: list[dict[str, RunConfig]] = []
+    for names in alike.values():
+        most = max_lanes(study.runs[names[0]])
+        open_cohort: dict[str, RunConfig] = {}
+        for name in sorted(names, key=lambda name: -study.runs[name].steps):
+            config = study.runs[name]
+            longest = next(iter(open_cohort.values()), config).steps
+            if len(open_cohort) == most or config.steps < LEAST_SHARE_OF_STEPS * longest:
+                cohorts.append(open_cohort)
+                open_cohort = {}
+            open_cohort[name] = config
+        cohorts.append(open_cohort)
+    return cohorts
 
 
 def program_key(config: RunConfig) -> str:
     """Equal for runs that one compiled program serves."""
-    doc = config.model_dump(mode="json", exclude={"evaluation": {"per_decade"}})
+    doc = config.model_dump(mode="json")
     for *parents, leaf in _NUMBER_FIELDS:
         part = doc
         for name in parents:

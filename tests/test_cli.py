@@ -230,7 +230,11 @@ def test_a_mesh_that_does_not_fit_is_refused_and_leaves_nothing(place: Place) ->
     done = plain.run("run", "experiment.py", "--set", "mesh.data=64")
     assert done.returncode == 2
     assert_one_message(
-        done.stdout, done.stderr, "run 'a-name", "mesh.data 64 does not fit", "nearest that fits is"
+        done.stdout,
+        done.stderr,
+        "run 'a-name",
+        "the mesh asks for data 64 = 64 device(s) and there are ",
+        "the nearest product that fits is",
     )
     assert list(place.files()) == ["experiment.py"]
 
@@ -274,6 +278,8 @@ def test_a_dry_run_describes_every_run_and_writes_nothing(place: Place) -> None:
         assert (row["N"], row["tokens"]) == (768, 100 * 64)
         assert row["flops_exact"] > 6 * 768 * 100 * 64
         assert row["seconds"] > 0
+        assert 0 < row["GiB"] < 1
+        assert row["mesh"].startswith(("1 device", "lane=", "data="))
     assert doc["seconds"] == pytest.approx(sum(row["seconds"] for row in doc["runs"]))
     assert list(place.files()) == ["experiment.py"]
 
@@ -281,7 +287,7 @@ def test_a_dry_run_describes_every_run_and_writes_nothing(place: Place) -> None:
 def test_a_dry_run_is_printed_as_a_table_that_is_not_cut(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_use_cpu_cores_as_devices", lambda: None)
+    monkeypatch.setattr("scaling_jax.executors.startup.start_jax", lambda: None)
     monkeypatch.setattr("scaling_jax.executors.dry_run._seconds_a_token", lambda *_: 1e-3)
     assert call("run", "experiment.py", "--dry-run") == 0
     out = capsys.readouterr().out
@@ -382,7 +388,7 @@ def test_the_exit_status_says_whether_every_run_is_done(
     ended: dict[str, str],
     status: int,
 ) -> None:
-    monkeypatch.setattr(cli, "_use_cpu_cores_as_devices", lambda: None)
+    monkeypatch.setattr("scaling_jax.executors.startup.start_jax", lambda: None)
     monkeypatch.setattr("scaling_jax.executors.local.run_study", lambda *_: ended)
     assert call("run", "experiment.py", "--json", "--out", "elsewhere") == status
     assert one_object(capsys.readouterr().out)["runs"] == ended

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling_jax.config import ModelConfig, RunConfig, override, parse_config
+from scaling_jax.config import ModelConfig, OptimizerConfig, RunConfig, override, parse_config
 from scaling_jax.errors import RequestError
 
 CORPUS = "a-corpus"
@@ -26,6 +26,7 @@ CHANGES: dict[str, str] = {
     "model.tied_embeddings": "true",
     "model.dropout": "0.1",
     "data.seed": "1",
+    "data.unique_tokens": "1000",
     "batch.sequences": "32",
     "batch.microbatches": "2",
     "optimizer.name": "sgd",
@@ -46,10 +47,21 @@ CHANGES: dict[str, str] = {
     "steps": "200",
     "seed": "1",
     "matmul_precision": "default",
+    "compute_dtype": "bfloat16",
 }
-# Fields with one possible value, and one that only sgd may set.
+# Fields with one possible value, and one that only some optimizers may set.
 WITHOUT_A_CHANGE = {"model.arch", "data.source", "optimizer.momentum"}
-PLACEMENT = {"mesh.lane": "2", "mesh.data": "4"}
+PLACEMENT = {
+    "mesh.lane": "2",
+    "mesh.data": "4",
+    "mesh.fsdp": "2",
+    "mesh.tensor": "2",
+    "engine.lanes": "1",
+    "engine.feed": "host",
+    "engine.attention": "xla",
+    "engine.layers": "scan",
+    "engine.remat": "full",
+}
 
 
 def leaves(doc: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -65,7 +77,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
     n_head = draw(st.integers(1, 8))
     microbatches = draw(st.integers(1, 8))
     steps = draw(st.integers(1, 10**6))
-    optimizer = draw(st.sampled_from(["adamw", "adam", "sgd"]))
+    optimizer = draw(st.sampled_from(["adamw", "adam", "sgd", "adafactor", "muon"]))
     return RunConfig.model_validate(
         {
             "model": {
@@ -76,7 +88,10 @@ def configs(draw: st.DrawFn) -> RunConfig:
                 "activation": draw(st.sampled_from(["relu", "gelu", "silu"])),
                 "dropout": draw(st.floats(0, 0.9)),
             },
-            "data": {"seed": draw(st.integers(0, 2**31 - 1))},
+            "data": {
+                "seed": draw(st.integers(0, 2**31 - 1)),
+                "unique_tokens": draw(st.none() | st.integers(1, 10**12)),
+            },
             "batch": {
                 "sequences": microbatches * draw(st.integers(1, 64)),
                 "microbatches": microbatches,
@@ -84,12 +99,21 @@ def configs(draw: st.DrawFn) -> RunConfig:
             "optimizer": {
                 "name": optimizer,
                 "lr_peak": draw(st.floats(1e-9, 10)),
-                "weight_decay": draw(st.floats(0, 1)) if optimizer == "adamw" else 0.0,
-                "momentum": draw(st.floats(0, 0.99)) if optimizer == "sgd" else 0.0,
+                "weight_decay": 0.0 if optimizer in ("adam", "sgd") else draw(st.floats(0, 1)),
+                "momentum": draw(st.floats(0, 0.99)) if optimizer in ("sgd", "muon") else 0.0,
                 "grad_clip": draw(st.none() | st.floats(1e-3, 1e3)),
             },
             "schedule": {"warmup_steps": draw(st.integers(0, steps - 1))},
-            "mesh": {"data": draw(st.none() | st.integers(1, 64))},
+            "mesh": {
+                axis: draw(st.none() | st.integers(1, 64))
+                for axis in ("lane", "data", "fsdp", "tensor")
+            },
+            "engine": {
+                "lanes": draw(st.none() | st.integers(1, 64)),
+                "attention": draw(st.sampled_from([None, "xla", "blocks", "cudnn", "splash"])),
+                "remat": draw(st.sampled_from(["none", "dots", "full"])),
+            },
+            "compute_dtype": draw(st.sampled_from(["float32", "bfloat16"])),
             "evaluation": {"tokens": draw(st.integers(1, 10**6))},
             "noise": {"groups": draw(st.none() | st.integers(1, 8))},
             "steps": steps,
@@ -129,6 +153,13 @@ def test_run_id_is_unaffected_by_placement(dotted: str, text: str) -> None:
     assert moved.run_id(CORPUS) == BASE.run_id(CORPUS)
 
 
+def test_the_identity_holds_precisions_and_no_placement() -> None:
+    identity = BASE.identity()
+    assert identity["compute_dtype"] == "float32"
+    assert identity["matmul_precision"] == "highest"
+    assert not identity.keys() & {"mesh", "engine"}
+
+
 def test_run_id_is_changed_by_everything_else() -> None:
     changed = [override(BASE, {dotted: text}) for dotted, text in CHANGES.items()]
     sgd = override(BASE, {"optimizer.name": "sgd"})
@@ -155,6 +186,18 @@ def test_d_ff_defaults_to_four_d_model() -> None:
     assert ModelConfig.model_validate({}).d_ff == 4 * ModelConfig.model_validate({}).d_model
 
 
+def test_momentum_defaults_to_that_of_the_optimizer() -> None:
+    defaults = {"adamw": 0.0, "adam": 0.0, "adafactor": 0.0, "sgd": 0.0, "muon": 0.95}
+    for name, momentum in defaults.items():
+        assert OptimizerConfig.model_validate({"name": name}).momentum == momentum
+    assert OptimizerConfig(name="muon", momentum=0.5).momentum == 0.5
+
+
+def test_unique_tokens_are_all_of_the_split_or_what_was_asked_for() -> None:
+    assert BASE.unique_tokens(5000) == 5000
+    assert override(BASE, {"data.unique_tokens": "300"}).unique_tokens(5000) == 300
+
+
 def test_batch_tokens() -> None:
     config = override(BASE, {"batch.sequences": "8", "model.n_ctx": "64"})
     assert config.batch_tokens == 512
@@ -169,6 +212,14 @@ def test_overriding_d_model_keeps_the_ratio_of_d_ff() -> None:
     wide = override(BASE, {"model.d_ff": "64"})
     assert override(wide, {"model.d_model": "48"}).model.d_ff == 96
     assert override(wide, {"model.d_model": "48", "model.d_ff": "50"}).model.d_ff == 50
+
+
+def test_overriding_the_optimizer_brings_its_momentum() -> None:
+    muon = override(BASE, {"optimizer.name": "muon"})
+    assert muon.optimizer == OptimizerConfig(name="muon", momentum=0.95)
+    assert override(muon, {"optimizer.name": "adamw"}).optimizer == OptimizerConfig()
+    set_by_hand = override(BASE, {"optimizer.name": "sgd", "optimizer.momentum": "0.5"})
+    assert override(set_by_hand, {"optimizer.name": "sgd"}).optimizer.momentum == 0.5
 
 
 def test_null_is_none() -> None:
@@ -192,7 +243,14 @@ def test_null_is_none() -> None:
         ({"batch.microbatches": "3"}, "batch.sequences 16 is not divisible"),
         ({"schedule.warmup_steps": "100"}, "leaves nothing of 100 steps"),
         ({"optimizer.name": "adam", "optimizer.weight_decay": "0.1"}, "weight_decay .*adamw"),
-        ({"optimizer.momentum": "0.9"}, "momentum belongs to sgd"),
+        ({"optimizer.name": "sgd", "optimizer.weight_decay": "0.1"}, "weight_decay .*not sgd"),
+        ({"optimizer.momentum": "0.9"}, "momentum belongs to sgd and muon, not adamw"),
+        ({"optimizer.name": "lion"}, "optimizer.name: .*'muon'"),
+        ({"engine.attention": "flash"}, "engine.attention: .*'splash'.*'flash'"),
+        ({"engine.lanes": "0"}, "engine.lanes: .*greater than 0"),
+        ({"mesh.fdsp": "2"}, "Did you mean 'mesh.fsdp'?"),
+        ({"compute_dtype": "float16"}, "compute_dtype: .*'bfloat16'"),
+        ({"data.unique_tokens": "0"}, "data.unique_tokens: .*greater than 0"),
         ({"optimizer.lr_peak": "NaN"}, "optimizer.lr_peak: .*finite"),
         ({"model.dropout": "1"}, "model.dropout: .*less than 1"),
         ({"seed": str(2**31)}, "seed: .*less than 2147483648"),

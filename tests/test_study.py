@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from scaling_jax.config import (
     BatchConfig,
+    DataConfig,
+    EngineConfig,
     EvaluationConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
@@ -36,7 +39,7 @@ class Shape(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """What a program takes as numbers; all lanes have one length."""
+    """What a program takes as numbers."""
 
     steps: int
     per_decade: int
@@ -44,10 +47,7 @@ class Numbers(NamedTuple):
     lr_peak: float
     weight_decay: float
     warmup_steps: int
-
-    @property
-    def length(self) -> tuple[int, int]:
-        return self.steps, self.per_decade
+    unique_tokens: int | None
 
 
 SHAPES = st.builds(
@@ -58,12 +58,13 @@ SHAPES = st.builds(
 )
 NUMBERS = st.builds(
     Numbers,
-    steps=st.sampled_from([20, 40]),
+    steps=st.sampled_from([20, 30, 31, 40]),
     per_decade=st.sampled_from([6, 12]),
     seed=st.integers(0, 3),
     lr_peak=st.sampled_from([1e-3, 2e-3]),
     weight_decay=st.sampled_from([0.0, 0.1]),
     warmup_steps=st.integers(0, 2),
+    unique_tokens=st.sampled_from([None, 100]),
 )
 
 
@@ -73,6 +74,7 @@ def drawn_config(shape: Shape, numbers: Numbers) -> RunConfig:
         batch=BatchConfig(sequences=8, microbatches=shape.microbatches),
         schedule=ScheduleConfig(name=shape.schedule, warmup_steps=numbers.warmup_steps),
         optimizer=OptimizerConfig(lr_peak=numbers.lr_peak, weight_decay=numbers.weight_decay),
+        data=DataConfig(unique_tokens=numbers.unique_tokens),
         evaluation=EvaluationConfig(tokens=64, per_decade=numbers.per_decade),
         steps=numbers.steps,
         seed=numbers.seed,
@@ -83,27 +85,34 @@ def drawn_config(shape: Shape, numbers: Numbers) -> RunConfig:
     st.lists(st.tuples(SHAPES, NUMBERS), min_size=1, max_size=16, unique=True),
     st.integers(1, 5),
 )
-def test_pack_groups_what_shares_a_program_and_length(
+def test_pack_groups_what_shares_a_program_and_about_a_length(
     drawn: list[tuple[Shape, Numbers]], max_lanes: int
 ) -> None:
     shapes = {f"run{i}": shape for i, (shape, _) in enumerate(drawn)}
-    kinds = {f"run{i}": (shape, numbers.length) for i, (shape, numbers) in enumerate(drawn)}
     study = Study("s", {f"run{i}": drawn_config(*both) for i, both in enumerate(drawn)})
-    cohorts = pack(study, max_lanes)
+    cohorts = pack(study, lambda _: max_lanes)
 
-    assert cohorts == pack(study, max_lanes)
+    assert cohorts == pack(study, lambda _: max_lanes)
     packed = [name for cohort in cohorts for name in cohort]
     assert sorted(packed) == sorted(study.runs)
     assert all(study.runs[name] is cohort[name] for cohort in cohorts for name in cohort)
     assert all(1 <= len(cohort) <= max_lanes for cohort in cohorts)
     for cohort in cohorts:
-        assert len({kinds[name] for name in cohort}) == 1
-    # As few cohorts as can be, so that only the last of its kind has room left.
-    for kind in set(kinds.values()):
-        of_kind = [cohort for cohort in cohorts if kinds[next(iter(cohort))] == kind]
-        assert all(len(cohort) == max_lanes for cohort in of_kind[:-1])
-        in_order = [name for cohort in of_kind for name in cohort]
-        assert in_order == sorted(in_order, key=list(study.runs).index)
+        assert len({shapes[name] for name in cohort}) == 1
+        steps = [run.steps for run in cohort.values()]
+        assert 3 * min(steps) >= 2 * max(steps)
+    # Of a shape: the longer first, those of a length in declared order.
+    for shape in set(shapes.values()):
+        in_order = [name for name in packed if shapes[name] == shape]
+        declared = list(study.runs)
+        assert in_order == sorted(
+            in_order, key=lambda name: (-study.runs[name].steps, declared.index(name))
+        )
+    # A cohort ends where it is full or the next run is much shorter.
+    for one, after in pairwise(cohorts):
+        if shapes[next(iter(one))] == shapes[next(iter(after))]:
+            longest, following = next(iter(one.values())), next(iter(after.values()))
+            assert len(one) == max_lanes or 3 * following.steps < 2 * longest.steps
     # One shape is compiled, used up, and left.
     order = [shapes[next(iter(cohort))] for cohort in cohorts]
     assert 1 + sum(a != b for a, b in pairwise(order)) == len(set(order))
@@ -111,9 +120,24 @@ def test_pack_groups_what_shares_a_program_and_length(
 
 def test_pack_follows_the_declared_order() -> None:
     runs = {f"d{d}-s{s}": config(d, seed=s) for s in range(2) for d in (16, 8)}
-    assert [list(cohort) for cohort in pack(Study("s", runs), max_lanes=8)] == [
+    assert [list(cohort) for cohort in pack(Study("s", runs), lambda _: 8)] == [
         ["d16-s0", "d16-s1"],
         ["d8-s0", "d8-s1"],
+    ]
+
+
+def test_pack_takes_as_many_lanes_as_it_is_told_for_the_shape() -> None:
+    runs = {f"d{d}-s{s}": config(d, seed=s) for d in (8, 16) for s in range(3)}
+    cohorts = pack(Study("s", runs), lambda run: 3 if run.model.d_model == 8 else 1)
+    assert [len(cohort) for cohort in cohorts] == [3, 1, 1, 1]
+
+
+def test_pack_parts_runs_of_very_different_lengths() -> None:
+    runs = {str(steps): config(steps=steps) for steps in (100, 300, 200, 199, 132, 133)}
+    assert [list(cohort) for cohort in pack(Study("s", runs), lambda _: 8)] == [
+        ["300", "200"],
+        ["199", "133"],
+        ["132", "100"],
     ]
 
 
@@ -125,10 +149,28 @@ def test_pack_follows_the_declared_order() -> None:
         {"optimizer": OptimizerConfig(grad_clip=1.0)},
         {"evaluation": EvaluationConfig(tokens=64)},
         {"batch": BatchConfig(sequences=32)},
+        {"compute_dtype": "bfloat16"},
+        {"engine": EngineConfig(remat="full")},
+        {"mesh": MeshConfig(tensor=2)},
     ],
 )
 def test_what_is_compiled_in_makes_another_program(fields: dict[str, Any]) -> None:
     assert program_key(config(**fields)) != program_key(config())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": 40},
+        {"seed": 1},
+        {"data": DataConfig(seed=1, unique_tokens=100)},
+        {"optimizer": OptimizerConfig(lr_peak=1.0, weight_decay=0.1)},
+        {"schedule": ScheduleConfig(warmup_steps=2, final_fraction=0.5, decay_fraction=0.5)},
+        {"evaluation": EvaluationConfig(per_decade=3)},
+    ],
+)
+def test_what_is_a_number_shares_the_program(fields: dict[str, Any]) -> None:
+    assert program_key(config(**fields)) == program_key(config())
 
 
 def test_override_is_for_every_run_and_keeps_the_rest() -> None:

@@ -75,7 +75,7 @@ def build(name: str, documents: Iterable[tuple[str, bytes]], cache: Path | None 
     """
     documents = list(documents)
     fingerprint = _fingerprint(documents)
-    cache = _default_cache() if cache is None else Path(cache)
+    cache = default_cache() if cache is None else Path(cache)
     folder = cache / f"{name}-{fingerprint[:16]}"
     for _ in range(_ATTEMPTS):
         corpus = _load(folder, name, fingerprint)
@@ -100,7 +100,8 @@ def split_of(document_id: str) -> str:
     return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """The folder of what can be made again: `SCALING_JAX_CACHE`, or one in the home folder."""
     named = os.environ.get("SCALING_JAX_CACHE")
     return Path(named).expanduser() if named else Path("~/.cache/scaling_jax").expanduser()
 

@@ -8,18 +8,23 @@ from typing import Any
 import jax
 
 from scaling_jax.data.corpus import Corpus
-from scaling_jax.executors.local import Cohort
+from scaling_jax.executors.placement import Cohort
 from scaling_jax.models.counts import counts
-from scaling_jax.training.mesh import make_mesh
+from scaling_jax.training.mesh import describe_mesh, make_mesh
 from scaling_jax.training.program import compile_program
 
 COLUMNS = (
-    "cohort", "name", "N", "N_total", "steps", "tokens", "epochs", "flops_exact", "mesh", "seconds",
+    "cohort", "name", "N", "N_total", "steps", "tokens", "epochs", "flops_exact", "mesh", "GiB",
+    "seconds",
 )  # fmt: skip
 
 
 def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]:
-    """One row a run, in the order of training; `seconds` is its share of its cohort's time."""
+    """One row a run, in the order of training.
+
+    `GiB` is the estimated need of its cohort on each device, `seconds` its share of the cohort's
+    time.
+    """
     rows = []
     for number, (cohort, seconds) in enumerate(
         zip(cohorts, estimate_seconds(cohorts, corpus), strict=True), start=1
@@ -36,7 +41,8 @@ def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]
                     "tokens": tokens,
                     "epochs": tokens / len(corpus.train.tokens),
                     "flops_exact": float(tokens) * tally.training_flops_per_token_exact,
-                    "mesh": f"lane={cohort.mesh.lane} data={cohort.mesh.data}",
+                    "mesh": describe_mesh(cohort.mesh),
+                    "GiB": cohort.memory.total / 2**30,
                     "seconds": seconds / len(cohort.runs),
                 }
             )
@@ -65,9 +71,10 @@ def _seconds_a_token(cohort: Cohort, corpus: Corpus) -> float:
     program = compile_program(configs, corpus, make_mesh(cohort.mesh))
     numbers = program.place(configs)
     state = program.init(numbers)
-    for i in range(4):
-        began = time.perf_counter()
-        state, window = program.chunk(state, i * updates, updates, numbers)
-        jax.block_until_ready(window)
-        taken.append(time.perf_counter() - began)
+    with program.feed(configs, 0, 4 * updates) as feed:
+        for i in range(4):
+            began = time.perf_counter()
+            state, window = program.chunk(state, i * updates, updates, numbers, feed)
+            jax.block_until_ready(window)
+            taken.append(time.perf_counter() - began)
     return min(taken) / (updates * cohort.config.batch_tokens * len(configs))

@@ -5,44 +5,26 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
 
 import jax
 from etils import epath
 
-from scaling_jax.config import MeshConfig, RunConfig
+from scaling_jax.config import RunConfig
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.executors.placement import Cohort, plan_cohorts
 from scaling_jax.models.counts import counts
 from scaling_jax.records.files import FolderLock
 from scaling_jax.records.writer import RunWriter, run_status, write_study
-from scaling_jax.study import Study, pack, program_key
-from scaling_jax.training.mesh import make_mesh, resolve_mesh
-from scaling_jax.training.noise import cut_batch
+from scaling_jax.study import Study, program_key
+from scaling_jax.training.engine import describe_engine
+from scaling_jax.training.mesh import describe_mesh, make_mesh
 from scaling_jax.training.program import Program, compile_program
 from scaling_jax.training.trainer import Observer, train_cohort
 
 FINISHED = ("done", "diverged")
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """Runs that train together as lanes of one program, and the mesh they are laid on."""
-
-    runs: Mapping[str, RunConfig]
-    mesh: MeshConfig
-
-    @property
-    def config(self) -> RunConfig:
-        """The config of the first lane: the others differ from it in numbers only."""
-        return next(iter(self.runs.values()))
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that all lanes together train on."""
-        return sum(config.steps * config.batch_tokens for config in self.runs.values())
 
 
 class Reporter(Protocol):
@@ -52,29 +34,13 @@ class Reporter(Protocol):
         """A cohort is about to be compiled; what it returns is told of each chunk."""
         ...
 
+    def compiled(self, seconds: float) -> None:
+        """The program of the cohort is compiled, and was not before."""
+        ...
+
     def ended(self, name: str, status: str, message: str) -> None:
         """A run has ended."""
         ...
-
-
-def plan_cohorts(study: Study, corpus: Corpus) -> list[Cohort]:
-    """How the study is packed on this machine: as many lanes as devices, the rest to `data`.
-
-    A pure function of the study and of the machine's devices. Raises `RequestError` for a run that
-    cannot be trained here, before anything is trained.
-    """
-    n_devices = len(jax.devices())
-    cohorts = []
-    for runs in pack(study, max_lanes=n_devices):
-        config = next(iter(runs.values()))
-        try:
-            _check_corpus(config, corpus)
-            mesh = resolve_mesh(config, len(runs), n_devices)
-            cut_batch(config, mesh.data or 1)
-        except RequestError as error:
-            raise RequestError(f"run {next(iter(runs))!r}: {error}") from None
-        cohorts.append(Cohort(runs, mesh))
-    return cohorts
 
 
 def run_study(
@@ -111,7 +77,7 @@ def run_study(
             observe = reporter.cohort(cohort, number, len(open_cohorts))
             fresh = [name for name in cohort.runs if statuses[name] not in FINISHED]
             writers = {name: RunWriter(out, run_ids[name]) for name in fresh}
-            ended = _train(cohort, writers, corpus, programs, stop, observe)
+            ended = _train(cohort, writers, corpus, programs, stop, reporter, observe)
             for name in fresh:
                 statuses[name] = ended[name][0]
                 reporter.ended(name, *ended[name])
@@ -124,14 +90,17 @@ def _train(
     corpus: Corpus,
     programs: _Programs,
     stop: Callable[[], str | None],
+    reporter: Reporter,
     observe: Observer,
 ) -> dict[str, tuple[str, str]]:
     for name, writer in writers.items():
         config = cohort.runs[name]
         doc = {"config": config.model_dump(mode="json"), "row": run_row(config, corpus)}
-        writer.begin(doc, environment(cohort.mesh), config.steps)
+        writer.begin(doc, environment(cohort), config.steps)
     try:
-        program = programs.get(cohort)
+        program, fresh = programs.get(cohort)
+        if fresh:
+            reporter.compiled(program.compile_s)
         ended = train_cohort(cohort.runs, program, writers, stop, observe)
         return {name: (ended[name].status, ended[name].message) for name in writers}
     except (WorkError, jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -149,14 +118,16 @@ class _Programs:
         self._key: Any = None
         self._program: Program | None = None
 
-    def get(self, cohort: Cohort) -> Program:
+    def get(self, cohort: Cohort) -> tuple[Program, bool]:
+        """The cohort's program, and whether it was compiled just now."""
         key = (program_key(cohort.config), len(cohort.runs), cohort.mesh)
-        if self._program is None or key != self._key:
-            self._program = None  # frees the last shape's arrays before the next one's
-            mesh = make_mesh(cohort.mesh)
-            self._program = compile_program(list(cohort.runs.values()), self._corpus, mesh)
-            self._key = key
-        return self._program
+        if self._program is not None and key == self._key:
+            return self._program, False
+        self._program = None  # frees the last shape's arrays before the next one's
+        mesh = make_mesh(cohort.mesh)
+        self._program = compile_program(list(cohort.runs.values()), self._corpus, mesh)
+        self._key = key
+        return self._program, True
 
 
 def run_row(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
@@ -179,7 +150,7 @@ def run_row(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
         "flops_per_token_embedding": tally.flops_per_token_embedding,
         "data_source": config.data.source,
         "data_fingerprint": corpus.fingerprint,
-        "unique_tokens": len(corpus.train.tokens),
+        "unique_tokens": config.unique_tokens(len(corpus.train.tokens)),
         "bigram_nats": corpus.bigram_nats if math.isfinite(corpus.bigram_nats) else None,
         "batch_tokens": config.batch_tokens,
         "batch_sequences": batch.sequences,
@@ -190,36 +161,18 @@ def run_row(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
         "schedule": config.schedule.name,
         **config.schedule.model_dump(exclude={"name"}),
         "matmul_precision": config.matmul_precision,
+        "compute_dtype": config.compute_dtype,
     }
 
 
-def environment(mesh: MeshConfig) -> dict[str, str]:
-    """What the numbers were made with: versions, device and mesh."""
+def environment(cohort: Cohort) -> dict[str, str]:
+    """What the numbers were made with: versions, device, mesh and engine."""
     packages = ("scaling_jax", "jax", "jaxlib", "flax", "optax", "numpy")
     versions = " ".join(f"{name} {version(name)}" for name in packages)
     device = jax.devices()[0]
     return {
         "versions": f"python {platform.python_version()} {versions}",
         "device": f"{len(jax.devices())} x {device.device_kind} ({platform.machine()})",
-        "mesh": f"lane={mesh.lane} data={mesh.data}",
+        "mesh": describe_mesh(cohort.mesh),
+        "engine": describe_engine(cohort.engine),
     }
-
-
-def _check_corpus(config: RunConfig, corpus: Corpus) -> None:
-    if corpus.n_vocab > config.model.n_vocab:
-        raise RequestError(
-            f"model.n_vocab {config.model.n_vocab} is less than the corpus's {corpus.n_vocab}"
-        )
-    for split, tokens, need, what in (
-        ("training", corpus.train.tokens, config.batch_tokens + 1, "batch; lower batch.sequences"),
-        (
-            "validation",
-            corpus.validation.tokens,
-            config.model.n_ctx + 1,
-            "window; lower model.n_ctx",
-        ),
-    ):
-        if len(tokens) < need:
-            raise RequestError(
-                f"the {split} split has {len(tokens)} tokens, fewer than the {need} of one {what}"
-            )

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from scaling_jax.executors.local import Cohort
+from scaling_jax.executors.placement import Cohort
 from scaling_jax.models.counts import counts
 from scaling_jax.training.trainer import Observer
 
@@ -74,6 +74,11 @@ class StudyProgress:
                 self._say(f"{place} step {step:,}/{steps:,}, {note}, {left:.0f} s left")
 
         return observe
+
+    def compiled(self, seconds: float) -> None:
+        """One line a shape, where there is no bar."""
+        if not self._console.is_terminal:
+            self._say(f"compiled in {seconds:.1f} s")
 
     def ended(self, name: str, status: str, message: str) -> None:
         """One line a run."""

@@ -2,52 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from scaling_jax.config import ModelConfig
+from scaling_jax.config import EngineConfig, ModelConfig
+from scaling_jax.models.attention import attend
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
+_PLAIN = EngineConfig(attention="xla", layers="unrolled")
+_SAVED: dict[str, Callable[..., bool]] = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> nnx.Param:
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
+def linear(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """`x @ weights` as one product of two matrices, whose gradients are such products too.
+
+    XLA copies the arrays of a product with more axes before it multiplies on a CPU.
+    """
+    flat = x.reshape(-1, x.shape[-1]) @ weights
+    return flat.reshape(*x.shape[:-1], weights.shape[-1])
+
+
 class LayerNorm(nnx.Module):
-    """Normalises the last axis, then a gain and a bias."""
+    """Normalises the last axis in float32, then a gain and a bias."""
 
     def __init__(self, d_model: int):
         self.gain = nnx.Param(jnp.ones(d_model, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(d_model, jnp.float32))
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        mean = x_btd.mean(-1, keepdims=True)
-        centred = x_btd - mean
+        dtype, x_btd = x_btd.dtype, x_btd.astype(jnp.float32)
+        centred = x_btd - x_btd.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + 1e-5)
+        normal = (centred * jax.lax.rsqrt(variance + 1e-5)).astype(dtype)
         return normal * self.gain[None, None, :] + self.bias[None, None, :]
 
 
 class Attention(nnx.Module):
-    """Causal multi-head attention over the full square, d_attn = d_model, no biases."""
+    """Causal multi-head attention, d_attn = d_model, no biases."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, implementation: str):
         d, heads = config.d_model, config.n_head
-        self.qkv = _normal(rngs, (d, 3, heads, d // heads), d**-0.5)
+        self.implementation = implementation
+        self.qkv = _normal(rngs, (d, heads, 3, d // heads), d**-0.5)
         self.out = _normal(rngs, (heads, d // heads, d), (2 * config.n_layer * d) ** -0.5)
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        q_bthc, k_bthc, v_bthc = jnp.unstack(
-            jnp.einsum("btd,dxhc->xbthc", x_btd, self.qkv[...]), axis=0
+        d, heads, _, d_head = self.qkv.shape
+        qkv_bthxc = linear(x_btd, self.qkv[...].reshape(d, 3 * d)).reshape(
+            *x_btd.shape[:2], heads, 3, d_head
         )
-        n_ctx, d_head = x_btd.shape[1], q_bthc.shape[-1]
-        causal = jnp.tril(jnp.ones((n_ctx, n_ctx), bool))[None, None]
-        scores_bhts = jnp.einsum("bthc,bshc->bhts", q_bthc * d_head**-0.5, k_bthc)
-        weights_bhts = jax.nn.softmax(jnp.where(causal, scores_bhts, -jnp.inf), axis=-1)
-        mixed_bthc = jnp.einsum("bhts,bshc->bthc", weights_bhts, v_bthc)
-        return jnp.einsum("bthc,hcd->btd", mixed_bthc, self.out[...])
+        q_bthc, k_bthc, v_bthc = jnp.unstack(qkv_bthxc, axis=3)
+        mixed_bthc = attend(q_bthc, k_bthc, v_bthc, self.implementation)
+        return linear(mixed_bthc.reshape(x_btd.shape), self.out[...].reshape(d, d))
 
 
 class FeedForward(nnx.Module):
@@ -60,16 +77,16 @@ class FeedForward(nnx.Module):
         self.down = _normal(rngs, (d_ff, d), (2 * config.n_layer * d_ff) ** -0.5)
 
     def __call__(self, x_btd: jax.Array) -> jax.Array:
-        hidden_btf = _ACTIVATIONS[self.activation](x_btd @ self.up[...])
-        return hidden_btf @ self.down[...]
+        hidden_btf = _ACTIVATIONS[self.activation](linear(x_btd, self.up[...]))
+        return linear(hidden_btf, self.down[...])
 
 
 class Block(nnx.Module):
     """Pre-LayerNorm attention and feed-forward, each added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, attention: str):
         self.norm_attention = LayerNorm(config.d_model)
-        self.attention = Attention(config, rngs)
+        self.attention = Attention(config, rngs, attention)
         self.norm_feed_forward = LayerNorm(config.d_model)
         self.feed_forward = FeedForward(config, rngs)
         self.dropout = config.dropout
@@ -86,15 +103,24 @@ class Transformer(nnx.Module):
     """Tokens to logits: learned positions, pre-LayerNorm blocks, a last LayerNorm, a linear head.
 
     Linear maps have no biases. The matrices that write to the residual stream start smaller by
-    sqrt(2 n_layer); an untied head starts at zero, so that the first loss is ln(n_vocab).
+    sqrt(2 n_layer); an untied head starts at zero, so that the first loss is ln(n_vocab). The
+    parameters of the blocks are stacked along a leading axis of layers, whether they are scanned
+    or not.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, engine: EngineConfig = _PLAIN):
         d = config.d_model
         self.config = config
+        self.engine = engine
+
+        @nnx.split_rngs(splits=config.n_layer)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs, engine.attention or "xla")
+
         self.embedding = _normal(rngs, (config.n_vocab, d), d**-0.5)
         self.position = _normal(rngs, (config.n_ctx, d), 0.1 * d**-0.5)
-        self.blocks = nnx.List([Block(config, rngs) for _ in range(config.n_layer)])
+        self.blocks = stack(rngs)
         self.norm = LayerNorm(d)
         if not config.tied_embeddings:
             self.head = nnx.Param(jnp.zeros((d, config.n_vocab), jnp.float32))
@@ -105,13 +131,30 @@ class Transformer(nnx.Module):
         keys_b = dropout_keys_b if self.config.dropout else None
         if keys_b is not None:
             x_btd = dropout(x_btd, self.config.dropout, keys_b, 0)
-        for layer, block in enumerate(self.blocks):
-            layer_keys_b = None if keys_b is None else _fold_in(keys_b, layer + 1)
-            x_btd = block(x_btd, layer_keys_b)
-        x_btd = self.norm(x_btd)
+        x_btd = self.norm(self._through_blocks(x_btd, keys_b))
         if self.config.tied_embeddings:
-            return jnp.einsum("btd,vd->btv", x_btd, self.embedding[...])
-        return x_btd @ self.head[...]
+            return linear(x_btd, self.embedding[...].T)
+        return linear(x_btd, self.head[...])
+
+    def _through_blocks(self, x_btd: jax.Array, keys_b: jax.Array | None) -> jax.Array:
+        graph, params_l = nnx.split(self.blocks)
+
+        def layer(x_btd: jax.Array, index_params: tuple[Any, Any]) -> tuple[jax.Array, None]:
+            index, params = index_params
+            layer_keys_b = None if keys_b is None else _fold_in(keys_b, index + 1)
+            return nnx.merge(graph, params)(x_btd, layer_keys_b), None
+
+        if self.engine.remat != "none":
+            layer = jax.checkpoint(layer, policy=_SAVED[self.engine.remat])
+        n_layer = self.config.n_layer
+        if self.engine.layers == "scan":
+            return jax.lax.scan(layer, x_btd, (jnp.arange(n_layer), params_l))[0]
+        leaves, structure = jax.tree.flatten(params_l)
+        by_layer = zip(*(jax.lax.split(leaf, (1,) * n_layer) for leaf in leaves), strict=True)
+        for index, leaves in enumerate(by_layer):
+            params = jax.tree.unflatten(structure, [leaf[0] for leaf in leaves])
+            x_btd, _ = layer(x_btd, (index, params))
+        return x_btd
 
 
 def dropout(x_btd: jax.Array, rate: float, keys_b: jax.Array, site: int) -> jax.Array:
@@ -125,5 +168,5 @@ def dropout(x_btd: jax.Array, rate: float, keys_b: jax.Array, site: int) -> jax.
     return jnp.where(keep_btd, x_btd / (1.0 - rate), 0.0)
 
 
-def _fold_in(keys_b: jax.Array, data: int) -> jax.Array:
+def _fold_in(keys_b: jax.Array, data: jax.Array | int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys_b)

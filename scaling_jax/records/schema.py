@@ -39,7 +39,7 @@ RUN_COLUMNS: dict[str, type] = {
     "flops_per_token_embedding": int,  # forward, Kaplan Table 1; lookups, no matmul
     "data_source": str,
     "data_fingerprint": str,
-    "unique_tokens": int,  # tokens of the training split
+    "unique_tokens": int,  # tokens of the training split that the run draws from
     "bigram_nats": float,  # validation loss of a bigram model of the training split
     "batch_tokens": int,
     "batch_sequences": int,
@@ -57,9 +57,11 @@ RUN_COLUMNS: dict[str, type] = {
     "final_fraction": float,
     "decay_fraction": float,
     "matmul_precision": str,
+    "compute_dtype": str,
     "versions": str,
     "device": str,
     "mesh": str,
+    "engine": str,
 }
 
 CURVE_COLUMNS: dict[str, type] = {

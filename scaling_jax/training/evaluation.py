@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from scaling_jax.config import RunConfig
+from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.data.corpus import Split
 from scaling_jax.data.sampler import document_of, validation_windows
 from scaling_jax.training.step import make_model, token_losses
@@ -53,17 +53,17 @@ def evaluation_set(split: Split, n_ctx: int, tokens: int, shards: int) -> Evalua
 
 
 def make_evaluate(
-    config: RunConfig, n_documents: int
+    config: RunConfig, engine: EngineConfig, n_documents: int
 ) -> Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]:
     """`evaluate(params, window_nbt, document_nbt, counts_nb)`: loss summed by document, nats."""
-    model = make_model(config)
+    model = make_model(config, engine)
 
     def evaluate(
         params: Any, window_nbt: jax.Array, document_nbt: jax.Array, counts_nb: jax.Array
     ) -> jax.Array:
         def batch(sums: jax.Array, rows: Any) -> tuple[jax.Array, None]:
             window_bt, document_bt, counts_b = jax.tree.map(
-                lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec("data")), rows
+                lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp"))), rows
             )
             losses_bt = token_losses(model(params, window_bt[:, :-1]), window_bt[:, 1:])
             losses_bt = jnp.where(counts_b[:, None] > 0, losses_bt, 0.0)

@@ -1,36 +1,44 @@
 """The compiled program of a cohort: lanes of runs that differ only in numbers.
 
 `step` counts updates: a state at step s has had s updates, and `chunk` leads from `step0` to
-`step0 + n`. Everything that an update needs, its batch included, is computed inside.
+`step0 + n`. Everything that an update needs is computed inside, its batch too where the corpus
+lies on the device; elsewhere the host sends the same batches.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scaling_jax.config import RunConfig
+from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.data.corpus import Corpus
+from scaling_jax.data.feed import HostFeed
+from scaling_jax.data.sampler import require_room, windows
+from scaling_jax.training.engine import device_memory, resolve_engine
 from scaling_jax.training.evaluation import EvaluationSet, evaluation_set, make_evaluate
-from scaling_jax.training.mesh import over_lanes, replicated
+from scaling_jax.training.mesh import mesh_config
 from scaling_jax.training.noise import Cut, cut_batch
+from scaling_jax.training.sharding import over_lanes, replicated, state_shardings
 from scaling_jax.training.step import (
     Measured,
     Numbers,
     TrainState,
+    gather_windows,
     init_state,
     make_update,
     numbers_of,
 )
 
 CHUNK_STEPS = 128
+_FED = PartitionSpec(None, "lane")  # batches that the host sends are [steps, lanes, rows, tokens]
 
 # The initial draw runs once and each of its shapes costs as much to optimise as many updates to
 # run: it is compiled the quick way.
@@ -38,8 +46,13 @@ _COMPILE_QUICKLY: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-# On a CPU the second level of optimisation doubles the time to compile and makes no step faster.
-_COMPILE_FOR_CPU: dict[str, Any] = {"xla_backend_optimization_level": 1}
+# On a CPU the second level of optimisation doubles the time to compile and makes no step faster,
+# and matrix products are quicker in Eigen than in YNNPACK, with one thread a device where there
+# are several.
+_COMPILE_FOR_CPU: dict[str, Any] = {
+    "xla_backend_optimization_level": 1,
+    "xla_cpu_experimental_ynn_fusion_type": "",
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +61,13 @@ class Program:
 
     cut: Cut
     mesh: Mesh
-    tokens: jax.Array
+    engine: EngineConfig
+    corpus: Corpus
     evaluation: EvaluationSet
     compile_s: float
+    memory: int
+    """Bytes a device that the compiler reports for the chunk, the corpus included."""
+    _tokens: jax.Array | None
     _init: Any
     _chunk: Any
     _evaluate: Any
@@ -58,20 +75,43 @@ class Program:
 
     def place(self, configs: Sequence[RunConfig]) -> Numbers:
         """The numbers of the cohort's runs, stacked over lanes and laid on the mesh."""
-        return _stack_numbers(configs, self.mesh)
+        return _stack_numbers(configs, self.corpus, self.mesh)
 
     def init(self, numbers: Numbers) -> TrainState:
         """The stacked state at step 0."""
         return self._init(numbers)
 
+    def feed(
+        self, configs: Sequence[RunConfig], start: int, stop: int
+    ) -> AbstractContextManager[HostFeed | None]:
+        """What to hand to `chunk` from step `start` to `stop`: None where tokens are resident."""
+        if self._tokens is not None:
+            return nullcontext()
+        tokens = self.corpus.train.tokens
+        return HostFeed(
+            tokens,
+            seeds=[config.data.seed for config in configs],
+            n_tokens=[config.unique_tokens(len(tokens)) for config in configs],
+            batch=configs[0].batch.sequences,
+            n_ctx=configs[0].model.n_ctx,
+            start_step=start,
+            stop_step=stop,
+        )
+
     def chunk(
-        self, state: TrainState, step0: int, n: int, numbers: Numbers
+        self, state: TrainState, step0: int, n: int, numbers: Numbers, feed: HostFeed | None = None
     ) -> tuple[TrainState, Measured]:
         """`n <= CHUNK_STEPS` updates; what they measured is `[lanes, CHUNK_STEPS]`, n filled.
 
-        `state` is donated.
+        `state` is donated; `feed` stands at `step0`.
         """
-        return self._chunk(state, np.int32(step0), np.int32(n), numbers, self.tokens)
+        source = self._tokens
+        if feed is not None:
+            rows = feed.take(n)
+            padded = np.zeros((CHUNK_STEPS, *rows.shape[1:]), rows.dtype)
+            padded[:n] = rows
+            source = jax.device_put(padded, NamedSharding(self.mesh, _FED))
+        return self._chunk(state, np.int32(step0), np.int32(n), numbers, source)
 
     def evaluate(self, state: TrainState) -> jax.Array:
         """Validation loss summed by document, `[lanes, documents]`."""
@@ -80,55 +120,65 @@ class Program:
 
 def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) -> Program:
     """Compiles for a cohort whose runs share one shape."""
-    config, shards = configs[0], mesh.shape["data"]
+    config, sizes = configs[0], mesh_config(mesh)
     began = time.perf_counter()
-    cut = cut_batch(config, shards)
+    platform = mesh.devices.flat[0].platform
+    engine = resolve_engine(config, corpus.train.tokens, platform, device_memory())
+    cut = cut_batch(config, sizes)
+    n_ctx = config.model.n_ctx
+    for each in configs:
+        require_room(each.unique_tokens(len(corpus.train.tokens)), n_ctx)
     evaluation = evaluation_set(
-        corpus.validation, config.model.n_ctx, config.evaluation.tokens, shards
+        corpus.validation, n_ctx, config.evaluation.tokens, (sizes.data or 1) * (sizes.fsdp or 1)
     )
     on_lanes, everywhere = over_lanes(mesh), replicated(mesh)
-    tokens = jax.device_put(np.asarray(corpus.train.tokens), everywhere)
     evaluation_arrays = jax.device_put(tuple(evaluation[:3]), everywhere)
-    numbers = _stack_numbers(configs, mesh)
+    tokens, source, laid = _source(configs, corpus, engine, mesh)
+    numbers = _stack_numbers(configs, corpus, mesh)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    options = _COMPILE_FOR_CPU if mesh.devices.flat[0].platform == "cpu" else None
+    options = _compiler_options(platform, mesh.size)
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
-        init = jax.jit(
-            jax.vmap(lambda n: init_state(config, n), spmd_axis_name="lane"),
-            out_shardings=on_lanes,
-        )
+        init = jax.vmap(lambda n: init_state(config, n), spmd_axis_name="lane")
         state = jax.eval_shape(init, numbers)
+        laid_state = state_shardings(state, mesh)
         chunk = (
             jax.jit(
-                _make_chunk(config, cut),
+                _make_chunk(config, engine, cut),
                 donate_argnums=0,
-                in_shardings=(on_lanes, everywhere, everywhere, on_lanes, everywhere),
-                out_shardings=on_lanes,
+                in_shardings=(laid_state, everywhere, everywhere, on_lanes, laid),
+                out_shardings=(laid_state, on_lanes),
             )
-            .lower(state, count, count, numbers, tokens)
+            .lower(state, count, count, numbers, source)
             .compile(compiler_options=options)
         )
         evaluate = jax.vmap(
-            make_evaluate(config, len(evaluation.document_tokens)),
+            make_evaluate(config, engine, len(evaluation.document_tokens)),
             in_axes=(0, None, None, None),
             spmd_axis_name="lane",
         )
         evaluate = (
             jax.jit(
                 evaluate,
-                in_shardings=(on_lanes, everywhere, everywhere, everywhere),
+                in_shardings=(laid_state.params, everywhere, everywhere, everywhere),
                 out_shardings=on_lanes,
             )
             .lower(state.params, *evaluation_arrays)
             .compile(compiler_options=options)
         )
-        init = init.lower(numbers).compile(compiler_options=_COMPILE_QUICKLY)
+        init = (
+            jax.jit(init, out_shardings=laid_state)
+            .lower(numbers)
+            .compile(compiler_options=_COMPILE_QUICKLY if platform == "cpu" else None)
+        )
     return Program(
         cut=cut,
         mesh=mesh,
-        tokens=tokens,
+        engine=engine,
+        corpus=corpus,
         evaluation=evaluation,
         compile_s=time.perf_counter() - began,
+        memory=_compiled_bytes(chunk),
+        _tokens=tokens,
         _init=init,
         _chunk=chunk,
         _evaluate=evaluate,
@@ -136,24 +186,75 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
     )
 
 
-def _stack_numbers(configs: Sequence[RunConfig], mesh: Mesh) -> Numbers:
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *[numbers_of(config) for config in configs])
+def _source(
+    configs: Sequence[RunConfig], corpus: Corpus, engine: EngineConfig, mesh: Mesh
+) -> tuple[jax.Array | None, Any, NamedSharding]:
+    """The resident tokens if they are, what the chunk takes its batches from, and how it lies."""
+    stored = corpus.train.tokens
+    if engine.feed == "device":
+        tokens = jax.device_put(np.asarray(stored), replicated(mesh))
+        return tokens, tokens, replicated(mesh)
+    config = configs[0]
+    shape = (CHUNK_STEPS, len(configs), config.batch.sequences, config.model.n_ctx + 1)
+    return None, jax.ShapeDtypeStruct(shape, stored.dtype), NamedSharding(mesh, _FED)
+
+
+def _compiler_options(platform: str, n_devices: int) -> dict[str, Any] | None:
+    if platform != "cpu":
+        return None
+    return _COMPILE_FOR_CPU | {"xla_cpu_multi_thread_eigen": n_devices == 1}
+
+
+def _compiled_bytes(compiled: Any) -> int:
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def _stack_numbers(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) -> Numbers:
+    n_tokens = len(corpus.train.tokens)
+    stacked = jax.tree.map(
+        lambda *x: jnp.stack(x), *[numbers_of(config, n_tokens) for config in configs]
+    )
     return jax.device_put(stacked, over_lanes(mesh))
 
 
-def _make_chunk(config: RunConfig, cut: Cut) -> Any:
+def _make_chunk(config: RunConfig, engine: EngineConfig, cut: Cut) -> Any:
     # A loop with a traced bound, not a scan, so that one compilation serves chunks of any length.
-    update = jax.vmap(make_update(config, cut), in_axes=(0, None, 0, None), spmd_axis_name="lane")
+    update = jax.vmap(
+        make_update(config, engine, cut), in_axes=(0, None, 0, 0), spmd_axis_name="lane"
+    )
+    sequences, n_ctx = config.batch.sequences, config.model.n_ctx
+
+    def resident(tokens: jax.Array, step: jax.Array, i: jax.Array, numbers: Numbers) -> jax.Array:
+        def batch(numbers: Numbers) -> jax.Array:
+            starts_b = windows(numbers.data_seed, step, sequences, numbers.n_tokens, n_ctx)
+            return gather_windows(tokens, starts_b, n_ctx)
+
+        return jax.vmap(batch, spmd_axis_name="lane")(numbers)
+
+    def sent(rows: jax.Array, step: jax.Array, i: jax.Array, numbers: Numbers) -> jax.Array:
+        return rows[i].astype(jnp.int32)
+
+    fetch = resident if engine.feed == "device" else sent
 
     def chunk(
-        state: TrainState, step0: jax.Array, n: jax.Array, numbers: Numbers, tokens: jax.Array
+        state: TrainState, step0: jax.Array, n: jax.Array, numbers: Numbers, source: jax.Array
     ) -> tuple[TrainState, Measured]:
-        abstract = jax.eval_shape(update, state, step0, numbers, tokens)[1]
+        def one(i: jax.Array, state: TrainState) -> tuple[TrainState, Measured]:
+            step = step0 + i
+            return update(state, step, numbers, fetch(source, step, i, numbers))
+
+        abstract = jax.eval_shape(one, step0, state)[1]
         window = jax.tree.map(lambda x: jnp.zeros((x.shape[0], CHUNK_STEPS), x.dtype), abstract)
 
         def body(i: jax.Array, carry: tuple[TrainState, Measured]) -> tuple[TrainState, Measured]:
             state, window = carry
-            state, measured = update(state, step0 + i, numbers, tokens)
+            state, measured = one(i, state)
             return state, jax.tree.map(lambda w, x: w.at[:, i].set(x), window, measured)
 
         return jax.lax.fori_loop(0, n, body, (state, window))

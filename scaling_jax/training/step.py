@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from scaling_jax.config import RunConfig
-from scaling_jax.data.sampler import windows
+from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.models.transformer import Transformer
 from scaling_jax.training.noise import Cut, grouped_gradient
 from scaling_jax.training.optimizers import make_optimizer
@@ -24,6 +23,7 @@ class Numbers(NamedTuple):
 
     seed: jax.Array
     data_seed: jax.Array
+    n_tokens: jax.Array  # the run draws from the first so many tokens
     weight_decay: jax.Array
     horizon: Horizon
 
@@ -46,11 +46,12 @@ class Measured(NamedTuple):
     alive: jax.Array
 
 
-def numbers_of(config: RunConfig) -> Numbers:
-    """The numbers of one run."""
+def numbers_of(config: RunConfig, n_tokens: int) -> Numbers:
+    """The numbers of one run on a training split of `n_tokens`."""
     return Numbers(
         seed=jnp.uint32(config.seed),
         data_seed=jnp.uint32(config.data.seed),
+        n_tokens=jnp.int32(min(config.unique_tokens(n_tokens), 2**31 - 1)),
         weight_decay=jnp.float32(config.optimizer.weight_decay),
         horizon=Horizon(
             lr_peak=jnp.float32(config.optimizer.lr_peak),
@@ -70,11 +71,12 @@ def init_state(config: RunConfig, numbers: Numbers) -> TrainState:
     return TrainState(params, optimizer.init(params), jnp.asarray(True))
 
 
-def make_model(config: RunConfig) -> Callable[..., jax.Array]:
+def make_model(config: RunConfig, engine: EngineConfig) -> Callable[..., jax.Array]:
     """`model(params, tokens_bt, dropout_keys_b=None) -> logits_btv` on a plain tree of arrays."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config.model, nnx.Rngs(0))))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config.model, nnx.Rngs(0), engine)))
 
     def model(params: Any, tokens_bt: jax.Array, keys_b: jax.Array | None = None) -> jax.Array:
+        params = jax.tree.map(lambda p: p.astype(config.compute_dtype), params)
         return nnx.merge(graph, params)(tokens_bt, keys_b)
 
     return model
@@ -88,33 +90,32 @@ def token_losses(logits_btv: jax.Array, targets_bt: jax.Array) -> jax.Array:
 
 
 def make_update(
-    config: RunConfig, cut: Cut
+    config: RunConfig, engine: EngineConfig, cut: Cut
 ) -> Callable[[TrainState, jax.Array, Numbers, jax.Array], tuple[TrainState, Measured]]:
-    """`update(state, step, numbers, tokens)`: from `step` to `step + 1`.
-
-    `tokens` is the training split as one array of any integer type, on the device.
-    """
-    model = make_model(config)
-    n_ctx, sequences = config.model.n_ctx, config.batch.sequences
+    """`update(state, step, numbers, window_bt)`: from `step` to `step + 1` on one batch of rows."""
+    model = make_model(config, engine)
 
     def loss_fn(params: Any, rows: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         window_bt, keys_b = rows
         return token_losses(model(params, window_bt[:, :-1], keys_b), window_bt[:, 1:]).mean()
 
     def update(
-        state: TrainState, step: jax.Array, numbers: Numbers, tokens: jax.Array
+        state: TrainState, step: jax.Array, numbers: Numbers, window_bt: jax.Array
     ) -> tuple[TrainState, Measured]:
-        starts_b = windows(numbers.data_seed, step, sequences, tokens.shape[0], n_ctx)
-        window_bt = gather_windows(tokens, starts_b, n_ctx)
-        keys_b = dropout_keys(numbers.seed, step, sequences) if config.model.dropout else None
-        measured = grouped_gradient(loss_fn, state.params, (window_bt, keys_b), cut)
+        rows = window_bt.shape[0]
+        keys_b = dropout_keys(numbers.seed, step, rows) if config.model.dropout else None
+        measured = grouped_gradient(
+            loss_fn, state.params, (window_bt, keys_b), cut, config.noise.enabled
+        )
         lr = learning_rate(config.schedule.name, step, numbers.horizon)
         optimizer = make_optimizer(config.optimizer, lr, numbers.weight_decay)
         updates, opt_state = optimizer.update(measured.gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         alive = state.alive & jnp.isfinite(measured.loss) & jnp.isfinite(measured.grad_sq_big)
         new = TrainState(params, opt_state, alive)
-        state = jax.tree.map(partial(jnp.where, alive), new, state._replace(alive=alive))
+        # A lane that has diverged or reached its own end stands still while its neighbours go on.
+        moves = alive & (step < numbers.horizon.steps.astype(jnp.int32))
+        state = jax.tree.map(partial(jnp.where, moves), new, state._replace(alive=alive))
         return state, Measured(
             measured.loss, lr, measured.grad_sq_small, measured.grad_sq_big, alive
         )

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 from scaling_jax.config import RunConfig
+from scaling_jax.data.feed import HostFeed
 from scaling_jax.records.writer import RunWriter
 from scaling_jax.training.evaluation import mean_and_error
 from scaling_jax.training.program import CHUNK_STEPS, Program
-from scaling_jax.training.step import Measured
+from scaling_jax.training.step import Measured, Numbers
 from scaling_jax.training.windows import WindowRecorder, evaluation_steps
 
 IN_FLIGHT = 2
@@ -47,6 +48,7 @@ class Lane:
     config: RunConfig
     writer: RunWriter | None
     recorder: WindowRecorder
+    marks: frozenset[int]
     diverged: bool = False
     loss: float = float("nan")
     unwritten: list[dict[str, Any]] = field(default_factory=list)
@@ -55,7 +57,7 @@ class Lane:
         """How the run ended, `stop_reason` being why the cohort was stopped early, if it was."""
         if self.diverged:
             return Ended("diverged", f"loss or gradient not finite after step {self.recorder.step}")
-        if stop_reason is not None:
+        if stop_reason is not None and self.recorder.step < self.config.steps:
             return Ended("interrupted", stop_reason)
         return Ended("done", "")
 
@@ -77,9 +79,15 @@ def train_cohort(
 
     `stop()` gives a reason to stop, or None; runs then end as `interrupted` at the next chunk.
     """
-    unique_tokens = program.tokens.shape[0]
+    n_tokens = len(program.corpus.train.tokens)
     lanes = [
-        Lane(name, config, writers.get(name), WindowRecorder(config, program.cut, unique_tokens))
+        Lane(
+            name,
+            config,
+            writers.get(name),
+            WindowRecorder(config, program.cut, config.unique_tokens(n_tokens)),
+            frozenset(evaluation_steps(config)),
+        )
         for name, config in cohort.items()
     ]
     loop = _Loop(lanes, program, observe)
@@ -99,8 +107,8 @@ class _Loop:
         self._lanes = lanes
         self._program = program
         self._observe = observe
-        self._steps = lanes[0].config.steps
-        self._marks = evaluation_steps(lanes[0].config)
+        self._steps = max(lane.config.steps for lane in lanes)
+        self._marks = sorted(frozenset().union(*(lane.marks for lane in lanes)))
         self._began = self._last_read = self._last_flush = time.perf_counter()
         self._in_flight: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
 
@@ -108,8 +116,14 @@ class _Loop:
         return time.perf_counter() - self._began
 
     def run(self, stop: Callable[[], str | None]) -> str | None:
+        configs = [lane.config for lane in self._lanes]
+        with self._program.feed(configs, 0, self._steps) as feed:
+            return self._steps_until(stop, self._program.place(configs), feed)
+
+    def _steps_until(
+        self, stop: Callable[[], str | None], numbers: Numbers, feed: HostFeed | None
+    ) -> str | None:
         program = self._program
-        numbers = program.place([lane.config for lane in self._lanes])
         state = program.init(numbers)
         for lane in self._lanes:
             lane.unwritten.append(lane.recorder.initial_row())
@@ -120,7 +134,7 @@ class _Loop:
             if reason is not None:
                 break
             n = min(CHUNK_STEPS, min(m for m in self._marks if m > step) - step)
-            state, window = program.chunk(state, step, n, numbers)
+            state, window = program.chunk(state, step, n, numbers, feed)
             step += n
             self._put(self._read_chunk, n, window)
             if step in self._marks:
@@ -144,13 +158,14 @@ class _Loop:
         tokens_per_s = n * self._lanes[0].config.batch_tokens / (now - self._last_read)
         self._last_read = now
         for i, lane in enumerate(self._lanes):
-            if lane.diverged:
+            own = min(n, lane.config.steps - lane.recorder.step)
+            if lane.diverged or own == 0:
                 continue
             lane.write()
-            updates = [Measured(*(leaf[i, u] for leaf in window)) for u in range(n)]
+            updates = [Measured(*(leaf[i, u] for leaf in window)) for u in range(own)]
             lane.unwritten += lane.recorder.add(updates, tokens_per_s, now - self._began)
-            lane.diverged = not bool(window.alive[i, n - 1])
-            lane.loss = float(window.loss[i, :n].mean())
+            lane.diverged = not bool(window.alive[i, own - 1])
+            lane.loss = float(window.loss[i, :own].mean())
         self._observe(
             max(lane.recorder.step for lane in self._lanes),
             {lane.name: lane.loss for lane in self._lanes},
@@ -165,6 +180,8 @@ class _Loop:
     def _read_evaluation(self, step: int, loss_sums: jax.Array) -> None:
         tokens = self._program.evaluation.document_tokens
         for lane, sums in zip(self._lanes, np.asarray(loss_sums), strict=True):
+            if step not in lane.marks:
+                continue
             lane.diverged |= not np.isfinite(sums).all()
             if not lane.diverged:
                 mean, error = mean_and_error(sums, tokens)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scaling_jax.data.sampler import document_of, validation_windows, windows
+from scaling_jax.data.sampler import (
+    document_of,
+    host_windows,
+    require_room,
+    validation_windows,
+    windows,
+)
 from scaling_jax.errors import RequestError
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -44,6 +50,63 @@ def test_lanes_draw_what_they_draw_alone():
     alone = np.stack([draw(seed, step) for seed in seeds])
     np.testing.assert_array_equal(lanes, alone)
     assert len(np.unique(lanes)) > 70
+
+
+@jax.jit
+def draw_subsets(seed: jax.Array, step: jax.Array, n_tokens_l: jax.Array) -> jax.Array:
+    return jax.vmap(lambda n_tokens: windows(seed, step, 16, n_tokens, 64))(n_tokens_l)
+
+
+@settings(max_examples=25)
+@given(SEEDS, STEPS, st.lists(st.integers(65, 2**31 - 1), min_size=3, max_size=3))
+def test_subsets_may_be_lanes(seed, step, n_tokens):
+    lanes = draw_subsets(jnp.uint32(seed), jnp.int32(step), jnp.asarray(n_tokens, jnp.int32))
+    assert lanes.dtype == jnp.int32
+    alone = np.stack([windows(seed, step, 16, n, 64) for n in n_tokens])
+    np.testing.assert_array_equal(lanes, alone)
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(SEEDS, min_size=2, max_size=2),
+    st.lists(STEPS, min_size=3, max_size=3),
+    st.lists(st.integers(65, 2**31 - 1), min_size=2, max_size=2),
+)
+def test_the_host_draws_what_the_device_draws(seeds, steps, n_tokens):
+    starts = host_windows(seeds, steps, 8, n_tokens, 64)
+    assert starts.dtype == np.int64
+    lanes = list(zip(seeds, n_tokens, strict=True))
+    alone = [[windows(seed, step, 8, n, 64) for seed, n in lanes] for step in steps]
+    np.testing.assert_array_equal(starts, np.asarray(alone))
+
+
+def test_big_stores_are_drawn_from_whole_and_evenly():
+    n_tokens, n_ctx = [2**31, 2**33 + 7], 2**20
+    starts = host_windows([0, 1], np.arange(200), 64, n_tokens, n_ctx)
+    assert starts.dtype == np.int64
+    assert (starts >= 0).all()
+    for lane, n in enumerate(n_tokens):
+        drawn = starts[:, lane].ravel()
+        assert drawn.max() + n_ctx + 1 <= n
+        assert len(np.unique(drawn)) > 0.999 * drawn.size
+        counts = np.bincount(drawn * 10 // (n - n_ctx), minlength=10)
+        expected = drawn.size / 10
+        assert np.sum((counts - expected) ** 2 / expected) < 27.9
+    assert (starts[:, 1] >= 2**32).sum() > 0.4 * starts[:, 1].size
+
+
+def test_big_stores_are_drawn_from_by_seed_and_step_alone():
+    n_tokens, steps = np.array([2**33, 2**31 - 1, 2**31]), np.arange(6)
+    together = host_windows([3, 4, 5], steps, 8, n_tokens, 64)
+    assert jnp.arange(3).dtype == jnp.int32
+    np.testing.assert_array_equal(together, host_windows([3, 4, 5], steps, 8, n_tokens, 64))
+    moved = host_windows([5, 3, 4], np.roll(steps, 2), 8, np.roll(n_tokens, 1), 64)
+    np.testing.assert_array_equal(moved, np.roll(together, (2, 1), axis=(0, 1)))
+    halves = [host_windows([3], half, 8, n_tokens[:1], 64) for half in (steps[:3], steps[3:])]
+    np.testing.assert_array_equal(np.concatenate(halves), together[:, :1])
+    narrow = np.stack([windows(4, step, 8, 2**31 - 1, 64) for step in range(6)])
+    np.testing.assert_array_equal(together[:, 1], narrow)
+    assert len(np.unique(together)) == together.size
 
 
 def test_a_batch_over_devices_is_the_batch_on_one():
@@ -101,3 +164,11 @@ def test_impossible_stores_are_refused(n_tokens):
         windows(0, 0, 4, n_tokens, 64)
     with pytest.raises(RequestError, match=f"{n_tokens} tokens"):
         validation_windows(n_tokens, 64, 1000)
+
+
+def test_a_subset_without_a_window_is_refused():
+    require_room(65, 64)
+    with pytest.raises(RequestError, match="64 tokens hold no window of n_ctx 64"):
+        require_room(64, 64)
+    with pytest.raises(RequestError, match="64 tokens hold no window of n_ctx 64"):
+        host_windows([0, 0], [0], 4, [2**33, 64], 64)

@@ -16,7 +16,7 @@ from scaling_jax.config import (
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.executors import dry_run
 from scaling_jax.executors.dry_run import COLUMNS, describe_runs, estimate_seconds
-from scaling_jax.executors.local import Cohort, plan_cohorts
+from scaling_jax.executors.placement import Cohort, plan_cohorts
 from scaling_jax.models.counts import counts
 from scaling_jax.study import Study
 
@@ -39,7 +39,7 @@ def test_every_run_is_described_and_timed_and_nothing_written(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dry_run, "compile_program", compile_once)
     runs = {
-        f"{steps}-s{seed}": config(seed=seed, steps=steps) for steps in (20, 40) for seed in (0, 1)
+        f"{steps}-s{seed}": config(seed=seed, steps=steps) for steps in (40, 20) for seed in (0, 1)
     }
     rows = describe_runs(plan_cohorts(Study("s", runs), tiny_corpus), tiny_corpus)
     assert [row["name"] for row in rows] == list(runs)
@@ -52,9 +52,10 @@ def test_every_run_is_described_and_timed_and_nothing_written(
         assert row["epochs"] == tokens / len(tiny_corpus.train.tokens)
         # blocks 2N, attention 4 n_ctx d_model, head 2 n_vocab d_model; thrice with the backward
         assert row["flops_exact"] == tokens * 3 * (2 * 768 + 4 * 8 * 8 + 2 * 257 * 8)
-        assert row["mesh"] == "lane=2 data=1"
+        assert row["mesh"] == "lane=2"
+        assert 0 < row["GiB"] < 0.01
         assert row["seconds"] > 0
-    assert rows[2]["seconds"] == pytest.approx(2 * rows[0]["seconds"])
+    assert rows[2]["seconds"] == pytest.approx(rows[0]["seconds"] / 2)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,3 +80,15 @@ def test_seconds_lie_between_the_cheapest_and_the_dearest_shape(
         ],
         rel=1e-9,
     )
+
+
+def test_a_lane_that_ends_early_is_carried_along_in_the_time(
+    tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "_seconds_a_token", lambda *_: 1e-3)
+    runs = {str(steps): config(steps=steps) for steps in (40, 30)}
+    long, short = describe_runs(plan_cohorts(Study("s", runs), tiny_corpus), tiny_corpus)
+    assert long["cohort"] == short["cohort"]
+    assert (long["tokens"], short["tokens"]) == (40 * 64, 30 * 64)
+    assert long["seconds"] == short["seconds"] == pytest.approx(40 * 64 * 1e-3)
+    assert long["GiB"] == short["GiB"] > 0

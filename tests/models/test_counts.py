@@ -110,8 +110,9 @@ def test_every_array_of_the_module_is_counted_in_its_part(config):
             math.prod(leaf.shape) for part in parts for leaf in jax.tree.leaves(nnx.state(part))
         )
 
-    matrices = sum(size(block.attention, block.feed_forward) for block in module.blocks)
-    norms = sum(size(block.norm_attention, block.norm_feed_forward) for block in module.blocks)
+    blocks = module.blocks
+    matrices = size(blocks.attention, blocks.feed_forward)
+    norms = size(blocks.norm_attention, blocks.norm_feed_forward)
     tables = math.prod(module.embedding.shape) + math.prod(module.position.shape)
     head = 0 if config.tied_embeddings else math.prod(module.head.shape)
     assert found.params_non_embedding == matrices

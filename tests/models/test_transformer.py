@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scaling_jax.config import ModelConfig
+from scaling_jax.config import EngineConfig, ModelConfig
 from scaling_jax.models.transformer import Transformer, dropout
 
 TOKENS = np.random.default_rng(1).integers(0, 29, (4, 12), np.int32)
@@ -114,6 +114,49 @@ def test_a_row_is_dropped_the_same_however_the_batch_is_cut():
         cut = slice(row, row + 1)
         alone = logits(TOKENS[cut], KEYS[cut], dropout=0.3)
         np.testing.assert_allclose(alone, whole[cut], rtol=1e-4, atol=1e-4)
+
+
+ENGINES = [
+    EngineConfig(layers="scan"),
+    EngineConfig(layers="scan", remat="dots"),
+    EngineConfig(layers="unrolled", remat="full"),
+]
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def forward_and_gradients(graph: Any, params: Any) -> Any:
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        logits = nnx.merge(graph, params)(jnp.asarray(TOKENS), KEYS)
+        return jax.nn.logsumexp(logits, -1).mean(), logits
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+@functools.cache
+def plain_forward_and_gradients() -> Any:
+    return forward_and_gradients(*some_parameters(dropout=0.3, n_layer=3))
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
+def test_the_engine_changes_no_number(engine: EngineConfig):
+    shape = config(dropout=0.3, n_layer=3)
+    graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(shape, nnx.Rngs(0), engine)))
+    _, params = some_parameters(dropout=0.3, n_layer=3)
+    found = jax.tree.leaves(forward_and_gradients(graph, params))
+    expected = jax.tree.leaves(plain_forward_and_gradients())
+    assert len(found) == len(expected) > 10
+    for one, other in zip(found, expected, strict=True):
+        scale = float(jnp.abs(other).max())
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_layers_have_parameters_of_their_own_and_one_stack():
+    params = initial(config(n_layer=3), jnp.int32(0))
+    for leaf in jax.tree.leaves(params["blocks"]):
+        assert leaf.shape[0] == 3
+    up = np.asarray(params["blocks"]["feed_forward"]["up"][...])
+    assert np.abs(up[0] - up[1]).max() > 0.01
+    assert np.abs(up[1] - up[2]).max() > 0.01
 
 
 def test_rows_draw_apart():

@@ -87,13 +87,13 @@ def tiny() -> Callable[..., RunConfig]:
 
 @pytest.fixture(scope="session")
 def compiled(corpus: Corpus) -> Callable[..., Program]:
-    """`compiled(config, lanes=1, lane=1, data=1)`: the program, compiled when first asked for."""
+    """`compiled(config, lanes=1, data=2, ...)`: the program, compiled when first asked for."""
     programs: dict[Any, Program] = {}
 
-    def get(config: RunConfig, lanes: int = 1, lane: int = 1, data: int = 1) -> Program:
-        key = (program_key(config), lanes, lane, data)
+    def get(config: RunConfig, lanes: int = 1, **axes: int) -> Program:
+        key = (program_key(config), lanes, tuple(sorted(axes.items())))
         if key not in programs:
-            mesh = make_mesh(MeshConfig(lane=lane, data=data))
+            mesh = make_mesh(MeshConfig(**axes))
             with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
                 programs[key] = compile_program([config] * lanes, corpus, mesh)
         return programs[key]
@@ -110,10 +110,11 @@ def train() -> Callable[..., tuple[TrainState, Measured]]:
     ) -> tuple[TrainState, Measured]:
         numbers = program.place(configs)
         state, step, windows = program.init(numbers), 0, []
-        for n in lengths:
-            state, window = program.chunk(state, step, n, numbers)
-            windows.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:, :n], window))
-            step += n
+        with program.feed(configs, 0, sum(lengths)) as feed:
+            for n in lengths:
+                state, window = program.chunk(state, step, n, numbers, feed)
+                windows.append(jax.tree.map(lambda x, n=n: np.asarray(x)[:, :n], window))
+                step += n
         return state, jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *windows)
 
     return run

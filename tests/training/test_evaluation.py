@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
+from scaling_jax.config import EngineConfig
 from scaling_jax.data.corpus import Split
 from scaling_jax.data.sampler import validation_windows
 from scaling_jax.training.evaluation import evaluation_set, mean_and_error
-from scaling_jax.training.mesh import over_lanes
+from scaling_jax.training.sharding import state_shardings
 from scaling_jax.training.step import make_model
 
 N_CTX, TOKENS = 8, 800
@@ -53,7 +54,9 @@ def test_the_mean_is_that_over_every_token(corpus, tiny, trained, quick_jit):
     windows = np.array([split.tokens[s : s + N_CTX + 1] for s in starts], np.int32)
     documents = np.searchsorted(split.doc_starts, starts[:, None] + np.arange(1, 9), "right") - 1
     params = jax.tree.map(lambda leaf: np.asarray(leaf)[0], state.params)
-    logits = np.asarray(quick_jit(make_model(tiny()))(params, windows[:, :-1]), np.float64)
+    logits = np.asarray(
+        quick_jit(make_model(tiny(), EngineConfig()))(params, windows[:, :-1]), np.float64
+    )
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     losses = -np.take_along_axis(log_p, windows[:, 1:, None], -1)[..., 0]
 
@@ -70,7 +73,7 @@ def test_the_shards_and_so_the_filling_rows_change_nothing(tiny, compiled, train
     program, state = trained
     sharded = compiled(tiny(batch={"microbatches": 1}), data=8)
     assert (sharded.evaluation.counts_nb == 0).any()
-    moved = jax.device_put(state, over_lanes(sharded.mesh))
+    moved = jax.device_put(state, state_shardings(state, sharded.mesh))
     np.testing.assert_allclose(sharded.evaluate(moved), program.evaluate(state), rtol=1e-6)
 
 

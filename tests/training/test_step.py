@@ -5,15 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scaling_jax.config import MeshConfig
+from scaling_jax.config import EngineConfig, MeshConfig
 from scaling_jax.data.sampler import windows
-from scaling_jax.training.mesh import make_mesh, replicated
+from scaling_jax.training.mesh import make_mesh
 from scaling_jax.training.noise import Cut, group_rows
 from scaling_jax.training.optimizers import make_optimizer
+from scaling_jax.training.sharding import replicated
 from scaling_jax.training.step import (
     TrainState,
     dropout_keys,
     gather_windows,
+    init_state,
+    make_model,
     make_update,
     numbers_of,
     token_losses,
@@ -21,6 +24,12 @@ from scaling_jax.training.step import (
 
 TOKENS = np.random.default_rng(4).integers(0, 29, 500).astype(np.uint16)
 LR, CLIP = 0.5, 1e-3
+
+
+def batch(seed: int, step: int, rows: int) -> np.ndarray:
+    """The windows of a step, gathered by hand."""
+    starts = np.asarray(windows(seed, step, rows, len(TOKENS), 8))
+    return TOKENS[starts[:, None] + np.arange(9)].astype(np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +46,13 @@ def config(tiny):
 @pytest.fixture(scope="module")
 def update(config, quick_jit):
     """One update under a gradient clip that leaves next to nothing of any gradient."""
-    jitted = quick_jit(make_update(config, Cut(2, 2)))
+    jitted = quick_jit(make_update(config, EngineConfig(), Cut(2, 2)))
 
     def run(state, step):
-        with jax.set_mesh(make_mesh(MeshConfig(lane=1, data=2))):
-            return jitted(state, jnp.int32(step), numbers_of(config), TOKENS)
+        with jax.set_mesh(make_mesh(MeshConfig(data=2))):
+            return jitted(
+                state, jnp.int32(step), numbers_of(config, len(TOKENS)), batch(3, step, 24)
+            )
 
     return run
 
@@ -60,10 +71,8 @@ def distance(before, after) -> float:
 
 def test_moments_are_those_of_its_own_batch_before_clipping(config, update, state, brute_force):
     step = 5
-    starts = np.asarray(windows(3, step, 24, len(TOKENS), 8))
-    window_bt = TOKENS[starts[:, None] + np.arange(9)].astype(np.int32)
     groups = np.asarray(group_rows(np.arange(24), Cut(2, 2))).reshape(4, 6)
-    truth = brute_force(config.model, state.params, window_bt, groups)
+    truth = brute_force(config.model, state.params, batch(3, step, 24), groups)
     after, measured = update(state, step)
     assert truth.grad_sq_big > 100 * CLIP**2
     np.testing.assert_allclose(measured.loss, truth.loss, rtol=1e-6)
@@ -98,6 +107,40 @@ def test_a_dead_lane_stays_dead_though_its_loss_be_finite(update, state):
     assert distance(state.params, after.params) == 0.0
 
 
+def test_a_lane_at_its_end_stands_still_alive(config, update, state):
+    for step in (config.steps, config.steps + 40):
+        after, measured = update(state, step)
+        assert measured.alive and after.alive
+        assert distance(state.params, after.params) == 0.0
+    last, _ = update(state, config.steps - 1)
+    assert distance(state.params, last.params) > 0.0
+
+
+@pytest.mark.parametrize("unique", [None, 100])
+def test_the_tokens_of_a_run_are_all_or_the_subset_asked_for(tiny, unique):
+    numbers = numbers_of(tiny(data={"unique_tokens": unique}, seed=7), 500)
+    assert int(numbers.n_tokens) == (unique or 500)
+    assert int(numbers.seed) == 7
+
+
+@pytest.mark.parametrize("layers", ["scan", "unrolled"])
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_what_is_kept_and_measured_is_float32_in_bfloat16(tiny, name, layers):
+    config = tiny(compute_dtype="bfloat16", optimizer={"name": name}, model={"dropout": 0.1})
+    engine = EngineConfig(layers=layers, remat="dots")
+    update, numbers = make_update(config, engine, Cut(2, 2)), numbers_of(config, 500)
+    with jax.set_mesh(make_mesh(MeshConfig())), jax.numpy_dtype_promotion("standard"):
+        state = jax.eval_shape(lambda numbers: init_state(config, numbers), numbers)
+        window = jax.ShapeDtypeStruct((8, 9), jnp.int32)
+        after, measured = jax.eval_shape(update, state, jnp.int32(0), numbers, window)
+    assert after == state
+    for leaf in jax.tree.leaves((after, measured)):
+        assert leaf.dtype in (jnp.float32, jnp.int32, jnp.bool)
+    model = make_model(config, engine)
+    logits = jax.eval_shape(model, state.params, jax.ShapeDtypeStruct((8, 8), jnp.int32))
+    assert logits.dtype == jnp.bfloat16
+
+
 def test_dropout_draws_the_same_however_the_batch_is_cut(tiny, some_parameters, quick_jit):
     dropout = {"model": {"n_vocab": 29, "dropout": 0.2}}
     config = tiny(**dropout, optimizer={"name": "sgd", "lr_peak": 0.1})
@@ -105,17 +148,18 @@ def test_dropout_draws_the_same_however_the_batch_is_cut(tiny, some_parameters, 
 
     optimizer = make_optimizer(config.optimizer, lr=0.0, weight_decay=0.0)
     start = TrainState(params, optimizer.init(params), jnp.asarray(True))
+    batches = [batch(0, step, 8) for step in range(50)]
 
     def curves(cut: Cut, shards: int, seeds: list[int]) -> list[list[float]]:
-        mesh = make_mesh(MeshConfig(lane=1, data=shards))
-        update, losses = quick_jit(make_update(config, cut)), []
+        mesh = make_mesh(MeshConfig(data=shards))
+        update, losses = quick_jit(make_update(config, EngineConfig(), cut)), []
         with jax.set_mesh(mesh):
             for seed in seeds:
                 state = jax.device_put(start, replicated(mesh))
-                numbers = numbers_of(config)._replace(seed=jnp.uint32(seed))
+                numbers = numbers_of(config, len(TOKENS))._replace(seed=jnp.uint32(seed))
                 losses.append([])
                 for step in range(50):
-                    state, measured = update(state, jnp.int32(step), numbers, TOKENS)
+                    state, measured = update(state, jnp.int32(step), numbers, batches[step])
                     losses[-1].append(float(measured.loss))
         return losses
 

@@ -61,7 +61,9 @@ def train_recorded(program, tmp_path):
         for name, writer in writers.items():
             config = cohort[name]
             doc = {"config": config.model_dump(mode="json"), "row": {"seed": config.seed}}
-            writer.begin(doc, {"versions": "", "device": "", "mesh": ""}, config.steps)
+            writer.begin(
+                doc, dict.fromkeys(("versions", "device", "mesh", "engine"), ""), config.steps
+            )
         ended = train_cohort(cohort, program, writers, stop, told or Told())
         return ended, records.load(tmp_path / "study")
 
@@ -140,6 +142,45 @@ def test_a_stop_on_the_way_leaves_whole_rows(cohort, train_recorded):
     rows = curve_of(loaded, "fast")
     assert [row["step"] for row in rows] == list(range(11))
     assert rows[-1]["val_loss"] is not None
+
+
+@pytest.fixture
+def uneven(tiny) -> dict[str, RunConfig]:
+    """Two lanes, one of two thirds of the other's length and with evaluation marks of its own."""
+    return {
+        "long": tiny(steps=STEPS, evaluation={"per_decade": 1}),
+        "short": tiny(steps=103, seed=1, evaluation={"per_decade": 3}),
+    }
+
+
+def test_a_shorter_lane_is_recorded_to_its_own_end(uneven, program, train, train_recorded):
+    told = Told()
+    ended, loaded = train_recorded(uneven, ["long", "short"], told=told)
+    assert ended == {"long": Ended("done", ""), "short": Ended("done", "")}
+    state, window = train(program, list(uneven.values()), [103])
+    rows = {name: curve_of(loaded, name) for name in uneven}
+    for lane, (name, config) in enumerate(uneven.items()):
+        evaluated = [row["step"] for row in rows[name] if row["val_loss"] is not None]
+        assert evaluated == evaluation_steps(config)
+        assert rows[name][-1]["step"] == config.steps
+        for row in rows[name][1:]:
+            if row["step"] <= 103:
+                updates = slice(row["step_start"], row["step"])
+                assert row["train_loss"] == window.loss[lane, updates].astype(float).mean()
+    sums = np.asarray(program.evaluate(state))[1]
+    assert (
+        rows["short"][-1]["val_loss"] == mean_and_error(sums, program.evaluation.document_tokens)[0]
+    )
+    assert [step for step, _, _ in told.calls][-1] == STEPS
+
+
+def test_a_stop_after_the_end_of_a_lane_leaves_that_lane_done(uneven, train_recorded):
+    marks = sorted({mark for config in uneven.values() for mark in evaluation_steps(config)})
+    answers = iter([None] * marks.index(103) + ["asked to"])
+    ended, loaded = train_recorded(uneven, ["long", "short"], stop=lambda: next(answers))
+    assert ended == {"long": Ended("interrupted", "asked to"), "short": Ended("done", "")}
+    assert status_of(loaded, "short") == "done"
+    assert 100 <= curve_of(loaded, "long")[-1]["step"] <= 103  # whole rows
 
 
 def test_a_stop_asked_for_after_the_last_update_is_none(tiny, cohort, train_recorded):

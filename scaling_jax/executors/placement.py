@@ -1,0 +1,178 @@
+"""How a study is laid over the devices at hand: cohorts, meshes, and the memory they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil, prod
+
+import jax
+
+from scaling_jax.config import EngineConfig, MeshConfig, RunConfig
+from scaling_jax.data.corpus import Corpus
+from scaling_jax.errors import RequestError
+from scaling_jax.study import Study, pack
+from scaling_jax.training.engine import device_memory, resolve_engine
+from scaling_jax.training.memory import Memory, estimate_memory
+from scaling_jax.training.mesh import resolve_mesh, sizes
+from scaling_jax.training.program import CHUNK_STEPS
+from scaling_jax.training.trainer import IN_FLIGHT
+
+# More lanes on one accelerator than this share its time and gain nothing.
+MOST_LANES_A_DEVICE = 64
+MOST_TOKENS_IN_FLIGHT = 2**20
+# Share of a device's memory that the estimate may fill: it is right to about a third.
+MEMORY_SHARE = 0.7
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Runs that train together as lanes of one program, and how they are laid out."""
+
+    runs: Mapping[str, RunConfig]
+    mesh: MeshConfig
+    engine: EngineConfig
+    memory: Memory
+
+    @property
+    def config(self) -> RunConfig:
+        """The config of the first lane: the others differ from it in numbers only."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the program computes: a lane that ends early is carried along."""
+        steps = max(config.steps for config in self.runs.values())
+        return len(self.runs) * steps * self.config.batch_tokens
+
+
+def plan_cohorts(study: Study, corpus: Corpus) -> list[Cohort]:
+    """How the study is packed and placed on this machine.
+
+    A pure function of the study and of the machine's devices. Raises `RequestError` for a run that
+    cannot be trained here, before anything is compiled.
+    """
+    machine = _Machine.here(corpus)
+    cohorts = []
+    for runs in pack(study, machine.most_lanes):
+        for name, run in runs.items():
+            with _named(name):
+                _check_corpus(run, corpus)
+        with _named(next(iter(runs))):
+            cohorts.append(machine.place(runs))
+    return cohorts
+
+
+@contextmanager
+def _named(run: str) -> Iterator[None]:
+    """Puts the run's name before what a `RequestError` says."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"run {run!r}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Machine:
+    corpus: Corpus
+    n_devices: int
+    platform: str
+    memory: int
+
+    @classmethod
+    def here(cls, corpus: Corpus) -> _Machine:
+        devices = jax.devices()
+        return cls(corpus, len(devices), devices[0].platform, device_memory())
+
+    def most_lanes(self, config: RunConfig) -> int:
+        """One lane a CPU core, which is busy with it; on an accelerator as many as help and fit."""
+        asked = config.engine.lanes
+        most = self.n_devices
+        if self.platform != "cpu":
+            busy = max(1, MOST_TOKENS_IN_FLIGHT // config.batch_tokens)
+            most *= min(MOST_LANES_A_DEVICE, busy)
+        most = min(most, asked) if asked else most
+        while most > 1 and not self._fits(config, most):
+            most //= 2
+        return most
+
+    def _fits(self, config: RunConfig, n_lanes: int) -> bool:
+        try:
+            return self._place(config, n_lanes, fsdp=1)[2].total <= self._room
+        except RequestError:
+            return False
+
+    @property
+    def _room(self) -> float:
+        return MEMORY_SHARE * self.memory
+
+    def place(self, runs: Mapping[str, RunConfig]) -> Cohort:
+        """The cohort of `runs`, a run too large for one device spread over as few as hold it."""
+        config = next(iter(runs.values()))
+        fsdp = config.mesh.fsdp or 1
+        while True:
+            mesh, engine, memory = self._place(config, len(runs), fsdp)
+            if memory.total <= self._room:
+                return Cohort(runs, mesh, engine, memory)
+            fsdp *= 2
+            if config.mesh.fsdp or not self._divides(config, fsdp):
+                raise RequestError(
+                    f"about {memory.total / 2**30:,.1f} GiB are needed on each of "
+                    f"{prod(sizes(mesh))} device(s), and {self._room / 2**30:,.1f} GiB of "
+                    f"{self.memory / 2**30:,.1f} are free for it: raise batch.microbatches, set "
+                    "engine.remat=full, or take more devices"
+                )
+
+    def _divides(self, config: RunConfig, fsdp: int) -> bool:
+        rows = config.batch.sequences // config.batch.microbatches
+        others = (config.mesh.lane or 1) * (config.mesh.data or 1) * (config.mesh.tensor or 1)
+        return (
+            self.n_devices % (fsdp * others) == 0
+            and config.model.d_model % fsdp == 0
+            and rows % fsdp == 0
+        )
+
+    def _place(
+        self, config: RunConfig, n_lanes: int, fsdp: int
+    ) -> tuple[MeshConfig, EngineConfig, Memory]:
+        tokens = self.corpus.train.tokens
+        mesh = resolve_mesh(config, n_lanes, self.n_devices, fsdp)
+        engine = resolve_engine(config, tokens, self.platform, self.memory)
+        nbytes = tokens.nbytes
+        if engine.feed == "host":
+            lanes = ceil(n_lanes / (mesh.lane or 1))
+            windows = CHUNK_STEPS * lanes * config.batch.sequences * (config.model.n_ctx + 1)
+            nbytes = IN_FLIGHT * windows * tokens.itemsize
+        return mesh, engine, estimate_memory(config, engine, mesh, n_lanes, nbytes)
+
+
+def _check_corpus(config: RunConfig, corpus: Corpus) -> None:
+    if corpus.n_vocab > config.model.n_vocab:
+        raise RequestError(
+            f"model.n_vocab {config.model.n_vocab} is less than the corpus's {corpus.n_vocab}"
+        )
+    have = len(corpus.train.tokens)
+    if config.unique_tokens(have) > have:
+        raise RequestError(
+            f"data.unique_tokens {config.data.unique_tokens} is more than the {have} tokens of the "
+            "training split"
+        )
+    for told, n_tokens, need, what in (
+        (
+            "the training split has"
+            if config.data.unique_tokens is None
+            else "data.unique_tokens leaves",
+            config.unique_tokens(have),
+            config.batch_tokens + 1,
+            "batch; lower batch.sequences",
+        ),
+        (
+            "the validation split has",
+            len(corpus.validation.tokens),
+            config.model.n_ctx + 1,
+            "window; lower model.n_ctx",
+        ),
+    ):
+        if n_tokens < need:
+            raise RequestError(f"{told} {n_tokens} tokens, fewer than the {need} of one {what}")

@@ -1,0 +1,121 @@
+"""Causal attention behind one function, computed in the way that suits the platform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec
+
+from scaling_jax.errors import RequestError
+
+# Rows of a block of `blocks`: half the scores of a context of 128 tokens need no computing.
+BLOCK_ROWS = 64
+MOST_BLOCKS = 8
+SPLASH_ROWS = 128
+
+
+def choose_attention(asked: str | None, platform: str, dtype: str, n_ctx: int, d_head: int) -> str:
+    """The implementation for a platform (`cpu`, `gpu`, `tpu`): the one asked for, or the quickest.
+
+    Raises `RequestError` for one that the platform or the shape does not allow.
+    """
+    faults = {
+        "xla": "",
+        "blocks": "",
+        "cudnn": _cudnn_fault(platform, dtype, d_head),
+        "splash": _splash_fault(platform, n_ctx),
+    }
+    if asked is None:
+        preferred = {"gpu": "cudnn", "tpu": "splash"}.get(platform, "blocks")
+        return preferred if not faults[preferred] else "xla"
+    if faults[asked]:
+        fitting = ", ".join(name for name, fault in faults.items() if not fault)
+        raise RequestError(f"engine.attention {asked!r} {faults[asked]}; what fits: {fitting}")
+    return asked
+
+
+def _cudnn_fault(platform: str, dtype: str, d_head: int) -> str:
+    if platform != "gpu":
+        return f"needs an NVIDIA GPU, and this is a {platform}"
+    if dtype != "bfloat16":
+        return f"needs compute_dtype bfloat16, not {dtype}"
+    if d_head % 8 or d_head > 128:
+        return f"needs heads of a multiple of 8 up to 128, not {d_head}"
+    return ""
+
+
+def _splash_fault(platform: str, n_ctx: int) -> str:
+    if platform != "tpu":
+        return f"needs a TPU, and this is a {platform}"
+    if n_ctx % SPLASH_ROWS:
+        return f"needs n_ctx to be a multiple of {SPLASH_ROWS}, not {n_ctx}"
+    return ""
+
+
+def attend(
+    q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array, implementation: str
+) -> jax.Array:
+    """Softmax attention to positions up to each one's own, scores over sqrt(c): `[b, t, h, c]`."""
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(
+            q_bthc, k_bthc, v_bthc, is_causal=True, implementation="cudnn"
+        )
+    if implementation == "splash":
+        return attend_splash(q_bthc, k_bthc, v_bthc)
+    n_ctx = q_bthc.shape[1]
+    blocks = 1 if implementation == "xla" else max(1, min(n_ctx // BLOCK_ROWS, MOST_BLOCKS))
+    return _attend_in_blocks(q_bthc, k_bthc, v_bthc, blocks)
+
+
+def _attend_in_blocks(
+    q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array, blocks: int
+) -> jax.Array:
+    # Scores are [.., s, t], keys before queries: XLA sums over a leading axis in vector
+    # instructions and over the last one number by number.
+    n_ctx, d_head = q_bthc.shape[1], q_bthc.shape[3]
+    q_bhtc, k_bhsc, v_bhsc = (x.swapaxes(1, 2) for x in (q_bthc, k_bthc, v_bthc))
+    q_bhtc = q_bhtc * d_head**-0.5
+    ends = [n_ctx * (i + 1) // blocks for i in range(blocks)]
+    mixed = []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        scores_bhst = jnp.einsum(
+            "bhsc,bhtc->bhst",
+            k_bhsc[:, :, :end],
+            q_bhtc[:, :, start:end],
+            preferred_element_type=jnp.float32,
+        )
+        seen_st = jnp.arange(end)[:, None] <= jnp.arange(start, end)[None, :]
+        weights_bhst = jax.nn.softmax(jnp.where(seen_st[None, None], scores_bhst, -jnp.inf), -2)
+        mixed.append(
+            jnp.einsum("bhst,bhsc->bthc", weights_bhst.astype(v_bhsc.dtype), v_bhsc[:, :, :end])
+        )
+    return jnp.concatenate(mixed, 1) if blocks > 1 else mixed[0]
+
+
+def attend_splash(
+    q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array, interpret: bool = False
+) -> jax.Array:
+    """The splash kernel of JAX's Pallas library, each device on its own rows and heads.
+
+    Runs under a mesh with axes `fsdp` and `tensor`; `interpret` computes it on any platform.
+    """
+    n_ctx, n_head, d_head = q_bthc.shape[1:]
+    mesh = jax.sharding.get_abstract_mesh()
+    heads = n_head // mesh.shape["tensor"]
+
+    def local(q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array) -> jax.Array:
+        mask = splash.MultiHeadMask([splash.CausalMask((n_ctx, n_ctx)) for _ in range(heads)])
+        kernel = splash.make_splash_mha(
+            mask=mask, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+        q_bhtc, k_bhtc, v_bhtc = (x.swapaxes(1, 2) for x in (q_bthc, k_bthc, v_bthc))
+        mixed_bhtc: Any = jax.vmap(kernel)(q_bhtc * d_head**-0.5, k_bhtc, v_bhtc)
+        return mixed_bhtc.swapaxes(1, 2)
+
+    spec = PartitionSpec("fsdp", None, "tensor", None)
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
+    )(q_bthc, k_bthc, v_bthc)

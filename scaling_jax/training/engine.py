@@ -1,0 +1,67 @@
+"""How a cohort is computed on the platform at hand: the automatic fields of `engine` filled in."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import numpy as np
+
+from scaling_jax.config import EngineConfig, RunConfig
+from scaling_jax.errors import RequestError
+from scaling_jax.models.attention import choose_attention
+
+# A layer is traced once and scanned from this depth on. Below, the layers side by side are the
+# quicker step, on a CPU by far; but there the compiler merges what unrolled layers are to compute
+# anew with what they computed, so that `remat` saves nothing.
+SCAN_FROM = {"cpu": 16, "gpu": 8, "tpu": 8}
+# Share of a device's memory that the corpus may take before the host feeds the program instead.
+TOKENS_SHARE = 0.25
+MOST_DEVICE_TOKENS = 2**31 - 1
+
+
+def resolve_engine(
+    config: RunConfig, tokens: np.ndarray, platform: str, memory: int
+) -> EngineConfig:
+    """The engine of runs on devices of `platform` (`cpu`, `gpu`, `tpu`) with `memory` bytes each.
+
+    Raises `RequestError` for an attention that the platform lacks, and for a corpus that is asked
+    to lie on the device and cannot be addressed there.
+    """
+    asked, model = config.engine, config.model
+    fits = tokens.size <= MOST_DEVICE_TOKENS
+    if asked.feed == "device" and not fits:
+        raise RequestError(
+            f"engine.feed 'device' addresses {MOST_DEVICE_TOKENS:,} tokens at most, and the "
+            f"training split has {tokens.size:,}: leave it out, or set engine.feed=host"
+        )
+    deep = model.n_layer >= SCAN_FROM.get(platform, 8)
+    feed = "device" if fits and tokens.nbytes <= TOKENS_SHARE * memory else "host"
+    return asked.model_copy(
+        update={
+            "attention": choose_attention(
+                asked.attention,
+                platform,
+                config.compute_dtype,
+                model.n_ctx,
+                model.d_model // model.n_head,
+            ),
+            "layers": asked.layers or ("scan" if deep or asked.remat != "none" else "unrolled"),
+            "feed": asked.feed or feed,
+        }
+    )
+
+
+def describe_engine(engine: EngineConfig) -> str:
+    """As in `attention=blocks layers=unrolled feed=device remat=none`."""
+    fields = ("attention", "layers", "feed", "remat")
+    return " ".join(f"{name}={getattr(engine, name)}" for name in fields)
+
+
+def device_memory() -> int:
+    """Bytes that one device has for programs; on a CPU, its share of the machine's memory."""
+    device = jax.devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.devices())

@@ -1,0 +1,80 @@
+"""Bytes that a cohort's program needs on a device, known before anything is compiled."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import NamedTuple
+
+from scaling_jax.config import EngineConfig, MeshConfig, RunConfig
+from scaling_jax.models.counts import counts
+from scaling_jax.training.noise import cut_batch
+
+_F32 = 4
+# Parameter-sized arrays of an optimizer's state.
+_MOMENTS = {"adamw": 2, "adam": 2, "muon": 2, "adafactor": 1, "sgd": 1}
+# What scanned layers keep, copied into stacked arrays, over what unrolled layers keep.
+_STACKING = 1.4
+# A layer that is computed anew, once at a time, over what it keeps where nothing is.
+_ANEW = 0.6
+
+
+class Memory(NamedTuple):
+    """Bytes on one device, in parts."""
+
+    state: int
+    """Parameters and optimizer state."""
+    gradients: int
+    """Gradients by group, their sums, and the updates."""
+    activations: int
+    """What the forward pass keeps for the backward pass, logits included."""
+    tokens: int
+    """The corpus, or the batches of a chunk that the host sends."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+def estimate_memory(
+    config: RunConfig,
+    engine: EngineConfig,
+    mesh: MeshConfig,
+    n_lanes: int,
+    tokens_nbytes: int,
+) -> Memory:
+    """What `n_lanes` runs like `config` need on each device of `mesh`."""
+    lanes = ceil(n_lanes / (mesh.lane or 1))
+    shards, fsdp, tensor = mesh.data or 1, mesh.fsdp or 1, mesh.tensor or 1
+    cut = cut_batch(config, mesh)
+    params = _F32 * counts(config.model).params_total / (fsdp * tensor)
+    optimizer = config.optimizer
+    moments = _MOMENTS[optimizer.name] if optimizer.name != "sgd" or optimizer.momentum else 0
+    groups = cut.width / shards
+    rows = config.batch.sequences / (cut.microbatches * shards * fsdp)
+    copies = groups * (2 if cut.microbatches > 1 else 1) + (2 if shards > 1 else 0) + 1
+    return Memory(
+        state=int(lanes * params * (1 + moments)),
+        gradients=int(lanes * params * copies),
+        activations=int(lanes * rows * _activations(config, engine, tensor)),
+        tokens=tokens_nbytes,
+    )
+
+
+def _activations(config: RunConfig, engine: EngineConfig, tensor: int) -> float:
+    """Bytes that one row of a batch keeps."""
+    model = config.model
+    width = 2 if config.compute_dtype == "bfloat16" else _F32
+    features = 6 * model.d_model + (4 * model.d_model + 3 * model.d_ff) / tensor
+    residual = width * model.d_model
+    weights = 0.0
+    if engine.attention in ("xla", "blocks"):
+        weights = (_F32 + width) * model.n_head * model.n_ctx / tensor
+    layer = width * features + weights
+    logits = 3 * _F32 * model.n_vocab
+    if engine.layers != "scan":  # where remat may save nothing, as on a CPU
+        return model.n_ctx * (model.n_layer * layer + logits + 4 * residual)
+    products = width * (3 * model.d_model + model.d_ff) / tensor
+    kept = {"none": _STACKING * layer, "dots": products + residual, "full": residual}
+    anew = 0.0 if engine.remat == "none" else _ANEW * layer
+    return model.n_ctx * (model.n_layer * kept[engine.remat] + anew + logits + 4 * residual)

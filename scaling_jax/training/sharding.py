@@ -1,0 +1,67 @@
+"""Which mesh axes each array of a training state is laid over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# By the last name in a parameter's path. Matrices are cut along d_model under `fsdp`, and along
+# heads, d_ff or the vocabulary under `tensor`; what is one number a feature has a copy everywhere.
+_AXES: dict[str, tuple[str | None, ...]] = {
+    "embedding": ("tensor", "fsdp"),
+    "position": (None, "fsdp"),
+    "qkv": ("fsdp", "tensor", None, None),
+    "out": ("tensor", None, "fsdp"),
+    "up": ("fsdp", "tensor"),
+    "down": ("tensor", "fsdp"),
+    "head": ("fsdp", "tensor"),
+}
+_STACKED = "blocks"  # parameters under this name have a leading axis of layers
+
+
+def partition_specs(tree: Any, mesh: Mesh | jax.sharding.AbstractMesh) -> Any:
+    """A `PartitionSpec` for every array of a state, by its path: parameters, moments and the rest.
+
+    An axis is left out where it does not divide the array, and all of them where an array has
+    another rank than its parameter, as the factors of Adafactor have.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, x: _spec(path, x.shape, mesh), tree)
+
+
+def over_lanes(mesh: Mesh) -> NamedSharding:
+    """The first axis of each array over `lane`, a copy along the others."""
+    return NamedSharding(mesh, PartitionSpec("lane"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """The shardings of a state stacked over lanes."""
+    one_lane = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state)
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, PartitionSpec("lane", *spec)),
+        partition_specs(one_lane, mesh),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def _spec(
+    path: tuple[Any, ...], shape: tuple[int, ...], mesh: Mesh | jax.sharding.AbstractMesh
+) -> PartitionSpec:
+    names = [getattr(entry, "key", getattr(entry, "name", None)) for entry in path]
+    axes = next((_AXES[name] for name in reversed(names) if name in _AXES), ())
+    if axes and _STACKED in names:
+        axes = (None, *axes)
+    if len(axes) != len(shape):
+        return PartitionSpec()
+    return PartitionSpec(
+        *(
+            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(axes, shape, strict=True)
+        )
+    )
