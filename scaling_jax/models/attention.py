@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from scaling_jax.errors import RequestError
 
-# Rows of a block of `blocks`: half the scores of a context of 128 tokens need no computing.
+# Rows of a block of `blocks`: of a context of 128 tokens, half of what the mask hides is left out.
 BLOCK_ROWS = 64
 MOST_BLOCKS = 8
 SPLASH_ROWS = 128

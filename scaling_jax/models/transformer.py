@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from scaling_jax.config import EngineConfig, ModelConfig
 from scaling_jax.models.attention import attend
@@ -31,6 +32,14 @@ def linear(x: jax.Array, weights: jax.Array) -> jax.Array:
     """
     flat = x.reshape(-1, x.shape[-1]) @ weights
     return flat.reshape(*x.shape[:-1], weights.shape[-1])
+
+
+def _by_rows(x_btd: jax.Array) -> jax.Array:
+    # Said nothing, XLA takes the cut of the tables along d_model over into the residual stream, and
+    # every device of `fsdp` then holds all rows.
+    if jax.sharding.get_abstract_mesh().empty:
+        return x_btd
+    return jax.lax.with_sharding_constraint(x_btd, PartitionSpec("fsdp", None, None))
 
 
 class LayerNorm(nnx.Module):
@@ -92,8 +101,10 @@ class Block(nnx.Module):
         self.dropout = config.dropout
 
     def __call__(self, x_btd: jax.Array, keys_b: jax.Array | None) -> jax.Array:
-        x_btd = x_btd + self._drop(self.attention(self.norm_attention(x_btd)), keys_b, 0)
-        return x_btd + self._drop(self.feed_forward(self.norm_feed_forward(x_btd)), keys_b, 1)
+        x_btd = _by_rows(x_btd + self._drop(self.attention(self.norm_attention(x_btd)), keys_b, 0))
+        return _by_rows(
+            x_btd + self._drop(self.feed_forward(self.norm_feed_forward(x_btd)), keys_b, 1)
+        )
 
     def _drop(self, x_btd: jax.Array, keys_b: jax.Array | None, site: int) -> jax.Array:
         return x_btd if keys_b is None else dropout(x_btd, self.dropout, keys_b, site)
@@ -127,7 +138,7 @@ class Transformer(nnx.Module):
 
     def __call__(self, tokens_bt: jax.Array, dropout_keys_b: jax.Array | None = None) -> jax.Array:
         """Logits [b, t, n_vocab] of `tokens_bt`; dropout acts where a key a row is given."""
-        x_btd = self.embedding[...][tokens_bt] + self.position[None, : tokens_bt.shape[1]]
+        x_btd = _by_rows(self.embedding[...][tokens_bt] + self.position[None, : tokens_bt.shape[1]])
         keys_b = dropout_keys_b if self.config.dropout else None
         if keys_b is not None:
             x_btd = dropout(x_btd, self.config.dropout, keys_b, 0)

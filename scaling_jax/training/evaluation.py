@@ -61,11 +61,18 @@ def make_evaluate(
     def evaluate(
         params: Any, window_nbt: jax.Array, document_nbt: jax.Array, counts_nb: jax.Array
     ) -> jax.Array:
+        shards = jax.sharding.get_abstract_mesh().shape["data"]
+
+        def losses_of(window_bt: jax.Array) -> jax.Array:
+            return token_losses(model(params, window_bt[:, :-1]), window_bt[:, 1:])
+
         def batch(sums: jax.Array, rows: Any) -> tuple[jax.Array, None]:
-            window_bt, document_bt, counts_b = jax.tree.map(
-                lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp"))), rows
+            window_bt, document_bt, counts_b = rows
+            window_dbt = jax.lax.with_sharding_constraint(
+                window_bt.reshape(shards, -1, window_bt.shape[1]), PartitionSpec("data", "fsdp")
             )
-            losses_bt = token_losses(model(params, window_bt[:, :-1]), window_bt[:, 1:])
+            losses_dbt = jax.vmap(losses_of, spmd_axis_name="data")(window_dbt)
+            losses_bt = losses_dbt.reshape(document_bt.shape)
             losses_bt = jnp.where(counts_b[:, None] > 0, losses_bt, 0.0)
             added = jax.ops.segment_sum(losses_bt.ravel(), document_bt.ravel(), n_documents)
             return sums + added, None

@@ -46,13 +46,8 @@ _COMPILE_QUICKLY: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-# On a CPU the second level of optimisation doubles the time to compile and makes no step faster,
-# and matrix products are quicker in Eigen than in YNNPACK, with one thread a device where there
-# are several.
-_COMPILE_FOR_CPU: dict[str, Any] = {
-    "xla_backend_optimization_level": 1,
-    "xla_cpu_experimental_ynn_fusion_type": "",
-}
+# On a CPU the second level of optimisation doubles the time to compile and makes no step faster.
+_COMPILE_FOR_CPU: dict[str, Any] = {"xla_backend_optimization_level": 1}
 
 
 @dataclass(frozen=True)
@@ -202,6 +197,7 @@ def _source(
 def _compiler_options(platform: str, n_devices: int) -> dict[str, Any] | None:
     if platform != "cpu":
         return None
+    # Devices are the cores: a product that spreads over several waits for the other device's.
     return _COMPILE_FOR_CPU | {"xla_cpu_multi_thread_eigen": n_devices == 1}
 
 

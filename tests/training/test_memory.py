@@ -18,6 +18,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, int], int]] = {
     "lanes": ({}, {"lane": 4}, 8),
     "data": ({}, {"data": 4}, 1),
     "tensor": ({}, {"tensor": 4}, 1),
+    "fsdp": ({"model": {**SHAPE, "d_model": 128}}, {"fsdp": 4}, 1),
     "bfloat16": ({"compute_dtype": "bfloat16"}, {}, 1),
     "vocabulary": ({"model": {**SHAPE, "n_layer": 1, "n_vocab": 8192}}, {}, 1),
     "scan": ({"engine": {"layers": "scan"}, "model": {**SHAPE, "n_layer": 6}}, {}, 1),
@@ -32,7 +33,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, int], int]] = {
 
 
 # The others take as long again as all other tests of a training program.
-QUICK = ("groups",)
+QUICK = ("groups", "fsdp")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tools.benchmarks.tables import Table
 from tools.benchmarks.timing import Effort, Interval, interleave, ratio
 
 PAIRS = 100
-PIECE_S = 0.3
+PIECE_S = 0.15
 SPLIT = 4
 
 _UNITS = {
