@@ -39,7 +39,7 @@ def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]
                     "N_total": tally.params_total,
                     "steps": config.steps,
                     "tokens": tokens,
-                    "epochs": tokens / len(corpus.train.tokens),
+                    "epochs": tokens / config.unique_tokens(len(corpus.train.tokens)),
                     "flops_exact": float(tokens) * tally.training_flops_per_token_exact,
                     "mesh": describe_mesh(cohort.mesh),
                     "GiB": cohort.memory.total / 2**30,

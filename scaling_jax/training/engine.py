@@ -11,8 +11,8 @@ from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.errors import RequestError
 from scaling_jax.models.attention import choose_attention
 
-# A layer is traced once and scanned from this depth on. Below, the layers side by side are the
-# quicker step, on a CPU by far; but there the compiler merges what unrolled layers are to compute
+# A layer is traced once and scanned from this depth on. Below, layers side by side make the
+# quicker step; but on a CPU the compiler merges what unrolled layers are to compute
 # anew with what they computed, so that `remat` saves nothing.
 SCAN_FROM = {"cpu": 16, "gpu": 8, "tpu": 8}
 # Share of a device's memory that the corpus may take before the host feeds the program instead.
