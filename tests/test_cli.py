@@ -176,10 +176,6 @@ def assert_one_message(out: str, err: str, *words: str) -> None:
         (["report", "cut.parquet"], ["cut.parquet is cut, or no Parquet table"]),
         (["fit", "cut.csv"], ["cut.csv is cut"]),
         (["fit", "experiment.py"], ["a table ends in .csv or .parquet"]),
-        (["fit", "table.csv", "--law", "l_sn"], ["'l_sn'", "'l_ns'"]),
-        (["fit", "table.csv", "--columns", "N"], ["--columns takes KEY=VALUE, not 'N'"]),
-        (["fit", "table.csv", "--critical-batch", "B_star=x,alpha_B=1"], ["takes numbers"]),
-        (["fit", "table.csv", "--columns", "N=size,S=step,loss=los"], ["'los'", "loss"]),
     ],
     ids=" ".join,
 )
@@ -190,7 +186,6 @@ def test_a_wrong_request_is_refused_in_one_message_and_leaves_nothing(
     (here / "nothing.py").write_text("runs = {}\n")
     (here / "broken.py").write_text("study = Study(\n")
     (here / "cut.csv").write_text("run_id,step,train_loss\na,1,5.0\na,2\n")
-    (here / "table.csv").write_text("size,step,loss\n10,1,5.0\n10,2,4.0\n")
     pl.DataFrame({"step": range(100)}).write_parquet(here / "whole.parquet")
     (here / "cut.parquet").write_bytes((here / "whole.parquet").read_bytes()[:200])
     before = sorted(here.rglob("*"))
@@ -336,29 +331,6 @@ def test_a_fit_of_too_little_is_refused(
     refused = one_object(out)
     assert again == err == f"scaling-jax: {refused['refused']}\n"
     assert (refused["law"], refused["flags"]) == ("l_ns", ["refused"])
-
-
-def test_a_fit_of_a_table_finds_the_law_it_was_made_from(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    truth = {"N_c": 6.5e4, "S_c": 40.0, "alpha_N": 0.2, "alpha_S": 0.3}
-    rows = [
-        (size, updates, (6.5e4 / size) ** 0.2 + (40.0 / updates) ** 0.3)
-        for size in (1_000, 3_000, 10_000, 30_000, 100_000)
-        for updates in (200, 400, 800, 1_600, 3_200, 6_400)
-    ]
-    text = "".join(f"{size},{updates},{loss}\n" for size, updates, loss in rows)
-    (here / "table.csv").write_text("size,updates,nats\n" + text)
-    argv = ["fit", "table.csv", "--columns", "N=size,S=updates,loss=nats,run=size"]
-    assert call(*argv, "--bootstrap", "100", "--json") == 0
-    out, err = capsys.readouterr()
-    doc = one_object(out)
-    assert doc["params"] == pytest.approx(truth, rel=1e-3)
-    assert (doc["law"], doc["level"], doc["n_points"], doc["n_runs"]) == ("l_ns", 0.9, 30, 5)
-    assert doc["intervals"].keys() == truth.keys()
-    assert doc["held_out"].keys() == {"largest_N", "later_half"}
-    assert doc.keys() >= {"objective", "rms_log_residual", "flags", "excluded"}
-    assert "Traceback" not in err
 
 
 def test_a_report_is_written_into_the_study(

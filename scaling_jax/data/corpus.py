@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling_jax.cache import default_cache
 from scaling_jax.data import embedded
 from scaling_jax.data.bigram import bigram_nats
 from scaling_jax.errors import RequestError, WorkError, nearest
@@ -98,12 +99,6 @@ def split_of(document_id: str) -> str:
     """
     share = int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big") / 2**64
     return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
-
-
-def default_cache() -> Path:
-    """The folder of what can be made again: `SCALING_JAX_CACHE`, or one in the home folder."""
-    named = os.environ.get("SCALING_JAX_CACHE")
-    return Path(named).expanduser() if named else Path("~/.cache/scaling_jax").expanduser()
 
 
 def _fingerprint(documents: list[tuple[str, bytes]]) -> str:

@@ -6,7 +6,7 @@ import os
 
 import jax
 
-from scaling_jax.data.corpus import default_cache
+from scaling_jax.cache import keep_compiled
 
 _MOST_CPU_DEVICES = 8
 
@@ -22,5 +22,4 @@ def start_jax() -> None:
     if not (chosen or "JAX_NUM_CPU_DEVICES" in os.environ):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         jax.config.update("jax_num_cpu_devices", min(cores, _MOST_CPU_DEVICES))
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
+    keep_compiled()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,19 +14,29 @@ from scaling_jax.records.schema import CURVE_COLUMNS, RUN_COLUMNS
 if TYPE_CHECKING:
     from scaling_jax.records.store import Records
 
-# A role that is not here is the schema's column of the same name.
-DEFAULTS = {
-    **{name: name for name in (*RUN_COLUMNS, *CURVE_COLUMNS)},
-    "run": "run_id",
-    "N": "params_non_embedding",
-    "S": "step",
-    "loss": "val_loss",
-    "lr": "lr_peak",
+# The columns that a role is read from, the first that is there; a role that is not here is the
+# schema's column of the same name.
+DEFAULTS: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in (*RUN_COLUMNS, *CURVE_COLUMNS)},
+    "run": ("run_id",),
+    "N": ("params_non_embedding", "params_total", "params", "N"),
+    "S": ("step", "S"),
+    "D": ("tokens", "D"),
+    "U": ("unique_tokens", "U"),
+    "C": ("flops_6n", "flops", "C"),
+    "budget": ("flops_budget", "budget"),
+    "B": ("batch_tokens", "B"),
+    "L": ("L",),
+    "B_crit": ("B_crit",),
+    "loss": ("val_loss", "loss", "test_loss"),
+    "lr": ("lr_peak",),
+    "weight": ("weight",),
 }
-REQUIRED = ("run", "N", "S", "loss")
 CONVENTIONS = ("params_non_embedding", "params_total")
 # Means over a window, and so placed in the middle of it; everything else is measured after `S`.
 WINDOW_MEANS = ("train_loss",)
+# Roles that are measured or counted, and so are numbers.
+_NUMBERS = ("N", "N_other", "S", "D", "U", "C", "B", "L", "B_crit", "loss", "lr", "weight")
 
 
 @dataclass(frozen=True)
@@ -35,54 +45,137 @@ class Table:
 
     `sources` gives the column behind each role present; a role that is absent, or null
     throughout, is not in it. `N_other` is N in the other convention, where there is one.
+    `left_out` counts the rows of each run (run, n_points) that the condition took out.
     """
 
     points: pl.DataFrame
     sources: dict[str, str]
+    left_out: pl.DataFrame
 
     def missing(self, role: str) -> str | None:
         """`column x missing`, or None when the role is there."""
-        return None if role in self.sources else f"column {DEFAULTS[role]} missing"
+        return None if role in self.sources else f"column {DEFAULTS[role][0]} missing"
 
 
-def flat_table(records: Records, columns: Mapping[str, str] | None = None) -> Table:
+def flat_table(
+    records: Records,
+    columns: Mapping[str, str] | None = None,
+    required: Sequence[str] = ("run", "N", "S", "loss"),
+    where: str | None = None,
+    first: Mapping[str, str] | None = None,
+) -> Table:
     """Both tables of `records` as one, `columns` mapping a role onto a column of the source.
 
-    Rows without a loss (windows without an evaluation) are left out, and a window mean is placed
-    at the geometric middle of its steps. Raises `RequestError` for an unknown role, and for a
-    column that is not there, with the nearest one.
+    `where` is a condition in SQL on the columns of the source; `first` names columns that are
+    tried before the usual ones of their roles. Where N and D are `required` and no column has D,
+    it is C / 6 N, or budget / 6 N. Windows of a run without an evaluation are left out, and a
+    window mean is placed at the geometric middle of its steps. Raises `RequestError` for an unknown
+    role, for a column that is not there, with the nearest one, and for a condition that cannot be
+    read or leaves nothing.
     """
-    columns = dict(columns or {})
+    columns, first = dict(columns or {}), dict(first or {})
     wide = _joined(records)
+    known = (*DEFAULTS, *(role for role in required if role not in DEFAULTS))
     for role, column in columns.items():
-        if role not in DEFAULTS:
-            raise RequestError(f"No role {role!r} for a column.{nearest(role, DEFAULTS)}")
+        if role not in known:
+            raise RequestError(f"No role {role!r} for a column.{nearest(role, known)}")
         if column not in wide.columns:
             raise RequestError(
                 f"No column {column!r} for {role} in {records.source}."
-                f"{nearest(column, wide.columns)}"
+                f"{nearest(column, _holding(wide))}"
             )
-    wanted = {**DEFAULTS, **columns}
-    sources = {
-        role: column
-        for role, column in wanted.items()
-        if column in wide.columns and wide[column].null_count() < wide.height
-    }
-    for role in REQUIRED:
+    left_out = pl.DataFrame(schema={"run": pl.String, "n_points": pl.UInt32})
+    if where is not None:
+        kept = _where(wide, where, records.source)
+        left_out = wide.filter(~kept).group_by(pl.col("run_id").cast(pl.String).alias("run")).agg(
+            pl.len().alias("n_points")
+        )  # fmt: skip
+        wide = wide.filter(kept)
+    sources = _sources(wide, columns, first)
+    if {"N", "D"} <= set(required) and "D" not in sources and "D" not in first:
+        wide, sources = _with_tokens(wide, sources)
+    for role in required:
         if role not in sources:
+            wanted = columns.get(role) or DEFAULTS.get(role, (role,))[0]
             raise RequestError(
-                f"No column {wanted[role]!r} for {role} in {records.source} holds a value; "
-                f"name the column with {role}=COLUMN.{nearest(wanted[role], wide.columns)}"
+                f"No column {wanted!r} for {role} in {records.source} holds a value; "
+                f"name the column with {role}=COLUMN.{nearest(wanted, _holding(wide))}"
             )
-    if sources["N"] in CONVENTIONS:
-        other = CONVENTIONS[1 - CONVENTIONS.index(sources["N"])]
-        if other in wide.columns and wide[other].null_count() < wide.height:
-            sources["N_other"] = other
     points = wide.select(pl.col(column).alias(role) for role, column in sources.items())
-    points = _numbers(points, sources, records.source).filter(pl.col("loss").is_not_null())
-    if sources["loss"] in WINDOW_MEANS and "step_start" in sources:
-        points = points.with_columns(S=((pl.col("step_start") + 1) * pl.col("S")).sqrt())
-    return Table(points.sort("run", "S", maintain_order=True), sources)
+    points = _numbers(points, sources, records.source)
+    if "loss" in sources and "step_start" in sources:
+        points = points.filter(pl.col("loss").is_not_null() | pl.col("step_start").is_null())
+        if sources["loss"] in WINDOW_MEANS and "S" in sources:
+            points = points.with_columns(S=((pl.col("step_start") + 1) * pl.col("S")).sqrt())
+    order = [role for role in ("run", "S", "D") if role in sources]
+    return Table(points.sort(order, maintain_order=True), sources, left_out)
+
+
+def _sources(
+    wide: pl.DataFrame, columns: Mapping[str, str], first: Mapping[str, str]
+) -> dict[str, str]:
+    def holds(column: str) -> bool:
+        return column in wide.columns and wide[column].null_count() < wide.height
+
+    sources = {}
+    for role in (*DEFAULTS, *(role for role in columns if role not in DEFAULTS)):
+        tried = (columns[role],) if role in columns else DEFAULTS.get(role, ())
+        if role in first and role not in columns:
+            tried = (first[role], *tried)
+        if found := next((column for column in tried if holds(column)), None):
+            sources[role] = found
+    if sources.get("N") in CONVENTIONS:
+        other = CONVENTIONS[1 - CONVENTIONS.index(sources["N"])]
+        if holds(other):
+            sources["N_other"] = other
+    return sources
+
+
+def _with_tokens(
+    wide: pl.DataFrame, sources: dict[str, str]
+) -> tuple[pl.DataFrame, dict[str, str]]:
+    """D made of compute, for a table that counts FLOPs and no tokens."""
+    compute = next((sources[role] for role in ("C", "budget") if role in sources), None)
+    if compute is None or "N" not in sources:
+        return wide, sources
+    size = sources["N"]
+    if not (wide.schema[compute].is_numeric() and wide.schema[size].is_numeric()):
+        return wide, sources
+    made = f"{compute} / (6 {size})"
+    return wide.with_columns((pl.col(compute) / (6.0 * pl.col(size))).alias(made)), {
+        **sources,
+        "D": made,
+    }
+
+
+def _where(wide: pl.DataFrame, where: str, source: str) -> pl.Series:
+    try:
+        kept = wide.select(pl.sql_expr(where).alias("kept"))["kept"]
+    except pl.exceptions.ColumnNotFoundError as error:
+        name = str(error).split('"')[1] if '"' in str(error) else where
+        raise RequestError(
+            f"--where names {name!r}, which {source} has not.{nearest(name, wide.columns)}"
+        ) from None
+    except pl.exceptions.PolarsError as error:
+        said = str(error).splitlines()[0]
+        raise RequestError(
+            f"--where {where!r} cannot be read ({said}); it is a condition in SQL, as in "
+            "--where \"n_layer > 1 AND optimizer = 'adamw'\""
+        ) from None
+    if kept.dtype != pl.Boolean or len(kept) != wide.height:
+        raise RequestError(f"--where {where!r} is no condition: it gives {kept.dtype}")
+    kept = kept.fill_null(False)
+    if not kept.any():
+        raise RequestError(f"--where {where!r} leaves no row of {source}")
+    return kept
+
+
+def _holding(wide: pl.DataFrame) -> list[str]:
+    """Columns to propose: those with a value, but not those that every table is given."""
+    given = ("study", "name", "status", "attempt")
+    return [
+        name for name in wide.columns if name not in given and wide[name].null_count() < wide.height
+    ]
 
 
 def _joined(records: Records) -> pl.DataFrame:
@@ -94,11 +187,12 @@ def _joined(records: Records) -> pl.DataFrame:
 
 
 def _numbers(points: pl.DataFrame, sources: Mapping[str, str], source: str) -> pl.DataFrame:
-    roles = [name for name in ("N", "N_other", "S", "loss", "lr") if name in sources]
-    try:
-        return points.with_columns(
-            pl.col("run").cast(pl.String), *(pl.col(name).cast(pl.Float64) for name in roles)
-        )
-    except pl.exceptions.PolarsError:
-        bad = [sources[n] for n in roles if not points.schema[n].is_numeric()]
-        raise RequestError(f"Not numbers in {source}: column {', '.join(bad)}") from None
+    roles = [name for name in _NUMBERS if name in sources]
+    for role in roles:
+        if not points.schema[role].is_numeric():
+            odd = points[role].drop_nulls()
+            example = f", as in {odd[0]!r}" if len(odd) else ""
+            raise RequestError(f"Not numbers in {source}: column {sources[role]} ({role}){example}")
+    return points.with_columns(
+        pl.col("run").cast(pl.String), *(pl.col(name).cast(pl.Float64) for name in roles)
+    )

@@ -1,10 +1,8 @@
-"""Laws as small objects: a prediction in log space, and the way to and from its parameters."""
+"""The laws, by slug. A new one is one entry here: a sum of powers, or a function of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,106 +10,207 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scaling_jax.errors import RequestError, nearest
-
-
-def float64_cpu() -> AbstractContextManager:
-    """The CPU as default device; use it together with `jax.enable_x64(True)`."""
-    return jax.default_device(jax.local_devices(backend="cpu")[0])
-
-
-@dataclass(frozen=True, eq=False)
-class Law:
-    """A named form of the loss.
-
-    A law is solved in inner coordinates `theta`, all of them logarithms, with the log inputs
-    and the log loss measured from a centre of the data: an exponent and the size of its term at
-    the centre are nearly independent, where an exponent and its scale constant are not.
-
-    `log_predict(theta, x)`: theta (P,), x (inputs, n) centred log inputs -> (n,) centred log loss.
-    `to_log_params(theta, x_centre, y_centre)`: (P,) logs of `params`; `from_log_params` is its
-    inverse. `starts` (K, P) are inner coordinates to start from, `lower` and `upper` (P,) bounds.
-    """
-
-    slug: str
-    params: tuple[str, ...]
-    exponents: tuple[str, ...]
-    inputs: tuple[str, ...]
-    formula: str
-    source: str
-    log_predict: Callable[[jax.Array, jax.Array], jax.Array]
-    to_log_params: Callable[[np.ndarray, np.ndarray, float], np.ndarray]
-    from_log_params: Callable[[np.ndarray, np.ndarray, float], np.ndarray]
-    starts: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-
-    def predict(self, params: Mapping[str, float], **inputs: ArrayLike) -> np.ndarray:
-        """Loss in nats a token at `inputs` (broadcast together; `inf` gives the limit), float64.
-
-        Raises `RequestError` for a missing or unknown parameter or input.
-        """
-        _same_names(self.slug, "parameter", params, self.params)
-        _same_names(self.slug, "input", inputs, self.inputs)
-        arrays = [np.asarray(inputs[name], dtype=np.float64) for name in self.inputs]
-        arrays = np.broadcast_arrays(*arrays)
-        x = np.log(np.stack([array.ravel() for array in arrays]))
-        log_params = np.log(np.array([params[name] for name in self.params], dtype=np.float64))
-        theta = self.from_log_params(log_params, np.zeros(len(self.inputs)), 0.0)
-        with jax.enable_x64(True), float64_cpu():
-            y = np.asarray(self.log_predict(jnp.asarray(theta), jnp.asarray(x)))
-        return np.exp(y).reshape(arrays[0].shape)
-
-
-def _same_names(slug: str, kind: str, given: Mapping, wanted: tuple[str, ...]) -> None:
-    for name in given:
-        if name not in wanted:
-            raise RequestError(f"{slug} has no {kind} {name!r}.{nearest(name, wanted)}")
-    if missing := [name for name in wanted if name not in given]:
-        raise RequestError(f"{slug} needs the {kind} {', '.join(missing)}")
-
-
-def _two_terms(theta: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.logaddexp(theta[2] - jnp.exp(theta[0]) * x[0], theta[3] - jnp.exp(theta[1]) * x[1])
-
-
-def _two_terms_to_log_params(theta: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
-    alpha = np.exp(theta[..., :2])
-    return np.concatenate([x0 + (theta[..., 2:] + y0) / alpha, theta[..., :2]], axis=-1)
-
-
-def _two_terms_from_log_params(log_params: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
-    alpha = np.exp(log_params[..., 2:])
-    return np.concatenate([log_params[..., 2:], alpha * (log_params[..., :2] - x0) - y0], axis=-1)
-
-
-def _grid(*axes: tuple[float, ...]) -> np.ndarray:
-    return np.log(np.stack([axis.ravel() for axis in np.meshgrid(*axes)], axis=-1))
-
-
-def _l_ns_starts() -> np.ndarray:
-    exponents = _grid((0.08, 0.3), (0.15, 0.6), (0.7, 0.3))
-    share_s = np.log1p(-np.exp(exponents[:, 2:]))
-    return np.concatenate([exponents, share_s], axis=1)
-
-
-L_NS = Law(
-    slug="l_ns",
-    params=("N_c", "S_c", "alpha_N", "alpha_S"),
-    exponents=("alpha_N", "alpha_S"),
-    inputs=("N", "S"),
-    formula="L(N, S) = (N_c / N)^alpha_N + (S_c / S)^alpha_S",
-    source="Kaplan et al. 2020 (arXiv 2001.08361), eq. 1.6 and 5.6",
-    log_predict=_two_terms,
-    to_log_params=_two_terms_to_log_params,
-    from_log_params=_two_terms_from_log_params,
-    starts=_l_ns_starts(),
-    # Exponents from 1/200 to 5, and either term from a thousandth of the loss to three times it:
-    # a fit that rests on a bound has lost a term or an exponent and is not identified.
-    lower=np.log([0.005, 0.005, 0.001, 0.001]),
-    upper=np.log([5.0, 5.0, 3.0, 3.0]),
+from scaling_jax.laws.law import (
+    CHINCHILLA_DELTA,
+    Law,
+    Term,
+    array_module,
+    float64_cpu,
+    sum_of_powers,
 )
 
-LAWS = {law.slug: law for law in (L_NS,)}
+__all__ = ["LAWS", "Law", "critical_batch", "find_law", "float64_cpu", "minimum_steps"]
+
+KAPLAN_2020 = "Kaplan et al. 2020 (arXiv 2001.08361)"
+_ONE = (0.05, 0.15, 0.5)
+
+
+def _single(slug: str, symbol: str, source: str) -> tuple[Law, Law]:
+    """L = (X_c / X)^alpha_X, and the same above an irreducible loss E."""
+    term = Term(symbol, f"{symbol}_c", f"alpha_{symbol}")
+    power = f"({symbol}_c / {symbol})^alpha_{symbol}"
+    plain = sum_of_powers(slug, (term,), f"L({symbol}) = {power}", source, powers=(_ONE,))
+    above = sum_of_powers(
+        f"{slug}_offset",
+        (term,),
+        f"L({symbol}) = E + {power}",
+        f"{source}, with an irreducible loss E",
+        offset="E",
+        order=("E", f"{symbol}_c", f"alpha_{symbol}"),
+        powers=((0.1, 0.3, 1.0),),
+    )
+    return plain, above
+
+
+L_N, L_N_OFFSET = _single("l_n", "N", f"{KAPLAN_2020}, eq. 1.1 and 3.1")
+L_D, L_D_OFFSET = _single("l_d", "D", f"{KAPLAN_2020}, eq. 1.2")
+L_C, L_C_OFFSET = _single("l_c", "C", f"{KAPLAN_2020}, eq. 1.3, C in FLOPs")
+
+L_NS = sum_of_powers(
+    "l_ns",
+    (Term("N", "N_c", "alpha_N"), Term("S", "S_c", "alpha_S")),
+    "L(N, S) = (N_c / N)^alpha_N + (S_c / S)^alpha_S",
+    f"{KAPLAN_2020}, eq. 1.6 and 5.6",
+    powers=((0.08, 0.3), (0.15, 0.6)),
+)
+
+L_ND_CHINCHILLA = sum_of_powers(
+    "l_nd_chinchilla",
+    (Term("N", "A", "alpha", ratio=False), Term("D", "B", "beta", ratio=False)),
+    "L(N, D) = E + A / N^alpha + B / D^beta",
+    "Hoffmann et al. 2022 (arXiv 2203.15556), eq. 2",
+    offset="E",
+    order=("E", "A", "B", "alpha", "beta"),
+    powers=((0.15, 0.35, 0.8), (0.15, 0.35, 0.8)),
+    delta=CHINCHILLA_DELTA,
+    derived={"a_opt": lambda p: p["beta"] / (p["alpha"] + p["beta"])},
+)
+
+B_CRIT = sum_of_powers(
+    "b_crit",
+    (Term("L", "B_star", "alpha_B", ratio=False, reciprocal=True),),
+    "B_crit(L) = B_star / L^(1 / alpha_B)",
+    f"{KAPLAN_2020}, eq. 5.3",
+    powers=((2.0, 4.0, 8.0),),
+    output="B_crit",
+    delta=np.inf,
+)
+
+
+def _overfitting() -> Law:
+    """Kaplan's L(N, D): the terms add up under a common power."""
+
+    def log_predict(theta: jax.Array, x: jax.Array) -> jax.Array:
+        alpha_n, alpha_d = jnp.exp(theta[0]), jnp.exp(theta[1])
+        size = (theta[2] - alpha_n * x[0]) / alpha_d
+        return alpha_d * jnp.logaddexp(size, (theta[3] - alpha_d * x[1]) / alpha_d)
+
+    exponents = list(itertools.product((0.05, 0.15, 0.4), (0.05, 0.15, 0.4)))
+    starts = np.array(
+        [
+            [np.log(a), np.log(b), b * np.log(share), b * np.log(1 - share)]
+            for a, b in exponents
+            for share in (0.7, 0.3)
+        ]
+    )
+    return Law(
+        slug="l_nd",
+        params=("N_c", "D_c", "alpha_N", "alpha_D"),
+        exponents=("alpha_N", "alpha_D"),
+        inputs=("N", "D"),
+        formula="L(N, D) = [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D",
+        source=f"{KAPLAN_2020}, eq. 1.5 and 4.1",
+        log_predict=log_predict,
+        # At the centre either term alone would give the loss exp(theta), as in a sum of powers.
+        to_log_params=L_NS.to_log_params,
+        from_log_params=L_NS.from_log_params,
+        starts=lambda x_mean, y_mean: starts,
+        lower=np.log([0.005, 0.005, 0.001, 0.001]),
+        upper=np.log([5.0, 5.0, 3.0, 3.0]),
+    )
+
+
+def _hyperbola() -> Law:
+    """Steps to one loss against the batch; B_crit is what two of the three make of each other."""
+
+    def to_log_params(theta: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
+        steps, tokens = theta[..., :1] + y0, theta[..., 1:] + y0 + x0
+        return np.concatenate([steps, tokens, tokens - steps], axis=-1)
+
+    def from_log_params(log_params: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
+        xp = array_module(log_params)
+        return xp.concatenate([log_params[..., :1] - y0, log_params[..., 1:2] - y0 - x0], axis=-1)
+
+    shares = np.log([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9]])
+    return Law(
+        slug="pareto",
+        params=("S_min", "E_min", "B_crit"),
+        exponents=(),
+        inputs=("B",),
+        formula="S(B) = S_min + E_min / B, that is (S / S_min - 1) (E / E_min - 1) = 1, E = B S",
+        source=f"McCandlish et al. 2018 (arXiv 1812.06162), eq. 2.11; {KAPLAN_2020}, eq. 5.1",
+        log_predict=lambda theta, x: jnp.logaddexp(theta[0], theta[1] - x[0]),
+        to_log_params=to_log_params,
+        from_log_params=from_log_params,
+        starts=lambda x_mean, y_mean: shares,
+        lower=np.log([0.001, 0.001]),
+        upper=np.log([3.0, 3.0]),
+        output="S",
+        delta=np.inf,
+    )
+
+
+def _data_constrained() -> Law:
+    """Chinchilla's form of effective parameters and data, which repetition makes less of.
+
+    `theta` is the logs of alpha, beta, A, B, E, R_D_star and R_N_star themselves.
+    """
+    place = [4, 2, 3, 0, 1, 5, 6]  # of E, A, B, alpha, beta, R_D_star, R_N_star in theta
+    back = np.argsort(place)
+
+    def log_predict(theta: jax.Array, x: jax.Array) -> jax.Array:
+        alpha, beta = jnp.exp(theta[0]), jnp.exp(theta[1])
+        unique = jnp.minimum(x[1], x[2])
+        # The size that is compute-optimal for the unique tokens (Hoffmann et al. 2022, eq. 4).
+        balance = (theta[0] + theta[2] - theta[1] - theta[3]) / (alpha + beta)
+        base = balance + beta / alpha * (balance + unique)
+        size = _effective(x[0], base, jnp.exp(theta[6]))
+        tokens = _effective(x[1], unique, jnp.exp(theta[5]))
+        total = jnp.logaddexp(theta[2] - alpha * size, theta[3] - beta * tokens)
+        return jnp.logaddexp(total, theta[4])
+
+    def starts(x_mean: np.ndarray, y_mean: float) -> np.ndarray:
+        grid = itertools.product((0.2, 0.35, 0.6), _shares(), (3.0, 15.0, 100.0), (1.5, 5.0, 30.0))
+        return np.array(
+            [
+                [
+                    *np.log([a, a]),
+                    y_mean + share[0] + a * x_mean[0],
+                    y_mean + share[1] + a * x_mean[1],
+                    y_mean + share[2],
+                    *np.log([r_d, r_n]),
+                ]
+                for a, share, r_d, r_n in grid
+            ]
+        )
+
+    def _shares() -> np.ndarray:
+        return np.log([[0.25, 0.25, 0.5], [0.1, 0.1, 0.8]])
+
+    return Law(
+        slug="data_constrained",
+        params=("E", "A", "B", "alpha", "beta", "R_D_star", "R_N_star"),
+        exponents=("alpha", "beta"),
+        inputs=("N", "D", "U"),
+        formula="L = E + A / N'^alpha + B / D'^beta, D' = U (1 + R_D_star (1 - "
+        "exp(-(D / U - 1) / R_D_star))), N' likewise with R_N_star of the size optimal for U",
+        source="Muennighoff et al. 2023 (arXiv 2305.16264), eq. 5 and 6; U unique tokens",
+        log_predict=log_predict,
+        to_log_params=lambda theta, x0, y0: theta[..., place],
+        from_log_params=lambda log_params, x0, y0: log_params[..., back],
+        starts=starts,
+        lower=np.array([*np.log([0.005, 0.005]), -20.0, -20.0, -10.0, *np.log([0.01, 0.01])]),
+        upper=np.array([*np.log([5.0, 5.0]), 80.0, 80.0, 10.0, *np.log([1e4, 1e4])]),
+        centred=False,
+        offset="E",
+        delta=CHINCHILLA_DELTA,
+        derived={"a_opt": lambda p: p["beta"] / (p["alpha"] + p["beta"])},
+    )
+
+
+def _effective(x: jax.Array, base: jax.Array, decay: jax.Array) -> jax.Array:
+    """Log of what an amount exp(x) is worth of which exp(base) is fresh; equal to x below that."""
+    repeats = jnp.expm1(jnp.maximum(x - base, 0.0))
+    return jnp.minimum(x, base) + jnp.log1p(-decay * jnp.expm1(-repeats / decay))
+
+
+LAWS = {
+    law.slug: law
+    for law in (
+        L_N, L_N_OFFSET, L_D, L_D_OFFSET, L_C, L_C_OFFSET, _overfitting(), L_ND_CHINCHILLA, L_NS,
+        B_CRIT, _hyperbola(), _data_constrained(),
+    )
+}  # fmt: skip
 
 
 def find_law(slug: str) -> Law:
@@ -121,9 +220,10 @@ def find_law(slug: str) -> Law:
     return LAWS[slug]
 
 
-def critical_batch(loss: ArrayLike, B_star: float, alpha_B: float) -> np.ndarray:
+def critical_batch(loss: ArrayLike, B_star: ArrayLike, alpha_B: ArrayLike) -> np.ndarray:
     """B_crit(L) = B_star / L^(1/alpha_B) in tokens (Kaplan et al. 2020, eq. 5.3)."""
-    return B_star * np.asarray(loss, dtype=np.float64) ** (-1.0 / alpha_B)
+    loss, scale, alpha = (np.asarray(each, dtype=np.float64) for each in (loss, B_star, alpha_B))
+    return scale * loss ** (-1.0 / alpha)
 
 
 def minimum_steps(

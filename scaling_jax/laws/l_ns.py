@@ -9,70 +9,61 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from scaling_jax.errors import RequestError, WorkError, nearest
-from scaling_jax.laws import panel, uncertainty
-from scaling_jax.laws.fitting import (
-    DELTA,
-    Points,
-    make_points,
-    minima,
-    require_identified,
-    solve,
-)
+from scaling_jax.errors import WorkError
+from scaling_jax.laws import panel
+from scaling_jax.laws.estimate import LARGEST_SHARE, drawn, estimate, held_out, named, ranges_of
+from scaling_jax.laws.fitting import Objective, Points, make_points, solve
 from scaling_jax.laws.forms import L_NS
 from scaling_jax.laws.noise_scale import noise_scale
 from scaling_jax.laws.panel import HeldOut
+from scaling_jax.laws.request import require_constants
 from scaling_jax.laws.result import Fit
 from scaling_jax.laws.selection import MIN_SIZES, Selection, select
+from scaling_jax.laws.slopes import Slopes, curve_slopes
 from scaling_jax.laws.window import WINDOW_RULE, Holding, Measured, Window, where_it_holds
 
 if TYPE_CHECKING:
     from scaling_jax.records.store import Records
 
-_MAX_EXPONENT_SPAN = 10.0  # of an interval, high over low
-_MAX_FAILED = 0.1  # of the resamples
-_CORNERS = L_NS.starts[[0, -1]]  # opposite ends of the grid of starts
-
 
 def fit_l_ns(
     records: Records,
-    columns: Mapping[str, str] | None = None,
-    critical_batch: Mapping[str, float] | None = None,
-    level: float = 0.9,
-    resamples: int = 500,
-    seed: int = 0,
+    columns: Mapping[str, str] | None,
+    where: str | None,
+    objective: Objective | None,
+    critical_batch: Mapping[str, float] | None,
+    level: float,
+    resamples: int,
+    seed: int,
 ) -> Fit:
     """Fit L(N, S) (Kaplan et al. 2020, eq. 1.6) with everything that belongs beside it.
 
-    `columns` maps roles (N, S, loss, run, lr, ...) onto a foreign table's columns;
     `critical_batch` {B_star, alpha_B} converts S to S_min by eq. 5.4, and without it S is steps at
-    fixed batch. Raises `RequestError` for wrong columns, constants, level or losses, `WorkError`
-    for data that cannot carry the law.
+    fixed batch. Raises `RequestError` for wrong columns, constants or losses, `WorkError` for data
+    that cannot carry the law.
     """
-    _check_request(critical_batch, level, resamples)
-    selection = select(records, columns, one_batch=critical_batch is None)
-    held = where_it_holds(selection, critical_batch)
+    require_constants(critical_batch)
+    selection = select(records, columns, critical_batch is None, where)
+    held = where_it_holds(selection, critical_batch, objective)
     data, points, window = held.data, held.points, held.window
-    rng = np.random.default_rng(seed)
-    weights = uncertainty.resample_weights(
-        rng, data.run, data.size_of_run, data.step, window.beside, resamples
-    )
-    fit = replace(
-        _fit_one(points, data, window, weights, level),
-        convention=selection.table.sources["N"],
-        steps_name="S_min" if critical_batch else "steps at fixed batch",
-        source=records.source,
-    )
+    sources = selection.table.sources
+
+    def in_convention(points: Points, data: Measured, role: str) -> Fit:
+        return replace(
+            _fit_one(points, data, window, level, resamples, seed),
+            columns={"run": sources["run"], "N": sources[role], "S": sources["S"],
+                     "loss": sources["loss"]},
+            steps_name="S_min" if critical_batch else "steps at fixed batch",
+            critical_batch=dict(critical_batch) if critical_batch else None,
+            source=records.source,
+        )  # fmt: skip
+
+    fit = in_convention(points, data, "N")
     other = None
-    if "N_other" in selection.table.sources:
+    if "N_other" in sources:
         size = data.frame["N_other"].to_numpy()
-        twin = make_points(L_NS, {"N": size, "S": data.steps}, data.loss)
-        other = replace(
-            _fit_one(twin, replace(data, size=size), window, weights, level),
-            convention=selection.table.sources["N_other"],
-            steps_name=fit.steps_name,
-            source=fit.source,
-        )
+        twin = make_points(L_NS, {"N": size, "S": data.steps}, data.loss, objective)
+        other = in_convention(twin, replace(data, size=size), "N_other")
     moved = _beside(points, data, window)
     resized = _other_sizes(held)
     selection.drop(
@@ -81,68 +72,65 @@ def fit_l_ns(
         f"before the first step of the window, {window.start:.0f}",
     )
     noise = _noise(records, selection)
+    slopes = _slopes(fit)
     return replace(
         fit,
         other=other,
-        lamps=_lamps(selection, fit, other, moved, resized, noise),
+        lamps=_lamps(selection, fit, other, moved, resized, noise, slopes),
         excluded=selection.excluded,
+        slopes=None if isinstance(slopes, str) else slopes.to_json(),
     )
-
-
-def _check_request(
-    critical_batch: Mapping[str, float] | None, level: float, resamples: int
-) -> None:
-    if not 0 < level < 1:
-        raise RequestError(f"level is a share between 0 and 1, not {level:g}")
-    if resamples < 100:
-        raise RequestError(f"{resamples} resamples cannot give an interval; 100 or more")
-    if critical_batch is None:
-        return
-    for name, value in critical_batch.items():
-        if name not in ("B_star", "alpha_B"):
-            known = ("B_star", "alpha_B")
-            raise RequestError(f"critical_batch has no constant {name!r}.{nearest(name, known)}")
-        if not (np.isfinite(value) and value > 0):
-            raise RequestError(f"critical_batch {name} is positive, not {value:g}")
-    if len(critical_batch) < 2:
-        raise RequestError("critical_batch needs B_star (tokens) and alpha_B")
 
 
 def _fit_one(
-    points: Points, data: Measured, window: Window, weights: np.ndarray, level: float
+    points: Points,
+    data: Measured,
+    window: Window,
+    level: float,
+    resamples: int,
+    seed: int,
 ) -> Fit:
     """The fit in one convention of N, without a panel."""
     inside = data.step >= window.start
-    solution = solve(points, inside[None, :].astype(float))
-    require_identified(points, solution)
-    theta = solution.theta[0]
-    residual = points.residuals(theta)[inside]
-    others = minima(points, inside.astype(float))
-    samples = _resample(points, np.concatenate([theta[None], others.theta[1:3]]), weights)
-    runs = data.size_of_run.size
-    ends = uncertainty.intervals(
-        dict(zip(L_NS.params, np.exp(samples).T, strict=True)), level, runs
+    beside = (data.step >= np.array(window.beside)[:, None]).astype(float)
+    found = estimate(
+        points, inside.astype(float), data.run, data.size, level, resamples, seed, beside
     )
-    _require_exponents(ends, level)
-    detail = {
-        "largest_N": _held_out(points, data, inside, data.size == data.size.max()),
-        "later_half": _held_out(points, data, inside, data.step > data.end / 2),
+    residual = found.residual[inside]
+    end = data.step == data.end
+    compute = data.size * data.step
+    hidden = {
+        "largest_N": data.size == data.size.max(),
+        "largest_C": compute >= LARGEST_SHARE * compute.max(),
+        "later_half": data.step > data.end / 2,
     }
+    detail = {name: _held_out(points, data, inside, which, end) for name, which in hidden.items()}
+    table = _point_table(data, inside, residual)
     return Fit(
         law=L_NS.slug,
-        params=_named(points, theta),
-        intervals=ends,
+        params=named(points, found.theta),
+        intervals=found.spread.intervals,
+        derived={},
         level=level,
-        correlation=uncertainty.correlation(samples),
+        interval_method=found.spread.method,
+        interval_flag=found.spread.flag,
+        correlation=found.spread.correlation,
+        draws=drawn(found.spread),
+        tail=found.spread.tail,
         n_points=int(inside.sum()),
         n_runs=int(np.unique(data.run[inside]).size),
-        objective=float(solution.objective[0]),
-        objective_form=f"sum over points of Huber(log residual; delta = {DELTA:g})",
+        objective=found.objective,
+        objective_form=points.objective.text,
         rms_log_residual=float(np.sqrt(np.mean(residual**2))),
-        held_out={name: found and found.worst for name, found in detail.items()},
+        held_out={name: each and each.worst for name, each in detail.items()},
         held_out_detail=detail,
-        points=_point_table(data, inside, residual),
-        convention="",
+        points=table,
+        columns={},
+        ranges={name: ranges_of(table[name]) for name in ("N", "S", "loss")},
+        rivals=found.rivals,
+        resamples=resamples,
+        source="",
+        rule="runs at constant learning rate, past warm-up and below the bigram floor",
         window={
             "step_start": window.start,
             "rule": WINDOW_RULE,
@@ -150,62 +138,17 @@ def _fit_one(
             "allowed": list(window.allowed),
             "resampled": list(window.beside),
         },
-        steps_name="",
-        rivals=[
-            {"params": _named(points, rival), "objective": float(value)}
-            for rival, value in zip(others.theta[1:], others.objective[1:], strict=True)
-        ],
-        resamples=len(weights),
-        source="",
     )
 
 
-def _named(points: Points, theta: np.ndarray) -> dict[str, float]:
-    values = np.exp(points.log_params(theta)).tolist()
-    return dict(zip(points.law.params, values, strict=True))
-
-
-def _resample(points: Points, near: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Log parameters (resamples, P). Starts at the known minima and at two far corners."""
-    found = solve(points, weights, starts=np.concatenate([near, _CORNERS]))
-    failed = float(np.mean(~found.converged | found.at_bound))
-    if failed > _MAX_FAILED:
-        raise WorkError(
-            f"The points do not identify L(N, S): with whole runs drawn at random, {failed:.0%} of "
-            "the fits lose a term or do not converge. More sizes, or more steps, are needed"
-        )
-    return points.log_params(found.theta[found.converged])
-
-
-def _require_exponents(ends: Mapping[str, tuple[float, float]], level: float) -> None:
-    for name in L_NS.exponents:
-        low, high = ends[name]
-        if high > _MAX_EXPONENT_SPAN * low:
-            raise WorkError(
-                f"{name} is not identified: its {level:.0%} interval runs from {low:.3g} to "
-                f"{high:.3g}. A wider range of {name[-1]} is needed"
-            )
-
-
 def _held_out(
-    points: Points, data: Measured, inside: np.ndarray, hidden: np.ndarray
+    points: Points, data: Measured, inside: np.ndarray, hidden: np.ndarray, end: np.ndarray
 ) -> HeldOut | None:
     """Errors of the window's `hidden` points, from a fit to the others; None where it has none."""
     seen, hidden = inside & ~hidden, inside & hidden
     counts = np.unique(data.size[seen], return_counts=True)[1]
     least = MIN_SIZES - 1 if np.unique(data.size[hidden]).size == 1 else MIN_SIZES
-    if not hidden.any() or np.sum(counts >= 2) < least:
-        return None
-    solution = solve(points, seen[None, :].astype(float))
-    if not solution.converged[0]:
-        return None
-    error = np.abs(np.expm1(-points.residuals(solution.theta[0])))
-    return HeldOut(
-        worst=float(error[hidden].max()),
-        median=float(np.median(error[hidden])),
-        final=float(error[hidden & (data.step == data.end)].max()),
-        n_points=int(hidden.sum()),
-    )
+    return held_out(points, seen, hidden, end) if np.sum(counts >= 2) >= least else None
 
 
 def _beside(points: Points, data: Measured, window: Window) -> list[dict[str, float]]:
@@ -214,7 +157,7 @@ def _beside(points: Points, data: Measured, window: Window) -> list[dict[str, fl
     if not starts:
         return []
     found = solve(points, (data.step >= np.array(starts)[:, None]).astype(float))
-    return [_named(points, theta) for theta in found.theta[found.converged]]
+    return [named(points, theta) for theta in found.theta[found.converged]]
 
 
 def _other_sizes(held: Holding) -> list[dict[str, float]]:
@@ -229,7 +172,7 @@ def _other_sizes(held: Holding) -> list[dict[str, float]]:
         inside = sizes & (case.data.step >= held.window.start)
         solution = solve(case.points, inside[None, :].astype(float))
         if solution.converged[0]:
-            found.append(_named(case.points, solution.theta[0]))
+            found.append(named(case.points, solution.theta[0]))
     return found
 
 
@@ -259,6 +202,15 @@ def _noise(records: Records, selection: Selection) -> pl.DataFrame | str:
         return noise_scale(
             replace(records, runs=records.runs.filter(inside), curves=records.curves.filter(inside))
         )
+    except WorkError:
+        return "no noise moments were recorded"
+
+
+def _slopes(fit: Fit) -> Slopes | str:
+    """Exponents of the learning curves inside the window, or why there are none."""
+    points = (fit.points[name] for name in ("run_id", "N", "S", "loss"))
+    try:
+        return curve_slopes(*points, level=fit.level)
     except WorkError as error:
         return str(error)
 
@@ -270,19 +222,23 @@ def _lamps(
     moved: list[dict[str, float]],
     resized: list[dict[str, float]],
     noise: pl.DataFrame | str,
+    slopes: Slopes | str,
 ) -> list[panel.Lamp]:
     kept = selection.points
     detail: dict[str, Any] = fit.held_out_detail
     what = {
         "largest_N": f"N = {kept['N'].max():.4g} from the smaller ones",
+        "largest_C": "the upper half of compute from the rest",
         "later_half": "the second half of every run from the first",
     }
     return [
+        panel.complete_rows(selection),
         panel.lr_bracketed(selection),
         panel.batch_vs_noise(kept, noise),
         panel.epochs(selection),
         panel.below_floor(selection),
         *panel.spans(kept),
+        panel.interval_promise(fit.interval_flag, fit.n_runs),
         panel.rms_residual(fit.rms_log_residual),
         *(panel.held_out(name, what[name], detail[name]) for name in what),
         panel.shift(
@@ -307,5 +263,6 @@ def _lamps(
             "no size can be spared",
         ),
         panel.single_minimum(fit.objective, fit.rivals),
+        panel.equal_slopes(slopes),
         panel.seed_noise(kept),
     ]

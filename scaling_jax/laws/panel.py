@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from scaling_jax.laws.selection import SHAPE, Selection
+
+if TYPE_CHECKING:
+    from scaling_jax.laws.slopes import Slopes
 
 # Learning rate: lower and higher neighbour of the best, at the smallest and at the largest size.
 RATE_SIDES = 4
@@ -35,6 +38,8 @@ MAX_HELD_OUT = 0.05
 MAX_SHIFT = 0.25
 # The objective of the next minimum over that of the best.
 MIN_RIVAL = 1.25
+# Exponents that are one differ this much by chance in one table of a hundred.
+MIN_CHANCE = 0.01
 # Half of what the residuals may be.
 MAX_SEED_NOISE = 0.01
 
@@ -202,6 +207,51 @@ def spans(points: pl.DataFrame) -> list[Lamp]:
     ]
 
 
+def complete_rows(selection: Selection) -> Lamp:
+    """Rows that had no number where the law needs one."""
+    rows = [row for row in selection.excluded if row["rule"] == "incomplete"]
+    count = sum(max(row["n_points"], 1) for row in rows)
+    text = f"{count} rows left out: {rows[0]['reason']}" if rows else "every row has its numbers"
+    return at_most("complete_rows", count, 0, text)
+
+
+def distinct_values(values: Mapping[str, np.ndarray]) -> list[Lamp]:
+    """How many values of each input there are, and over how many decades."""
+    lamps = []
+    for name, column in values.items():
+        count = np.unique(column).size
+        span = float(np.log10(column.max() / column.min()))
+        lamps.append(at_least(f"values_{name}", count, MIN_SIZES, f"{count} values of {name}"))
+        lamps.append(
+            at_least(f"decades_{name}", span, MIN_DECADES_N, f"{span:.2f} decades of {name}")
+        )
+    return lamps
+
+
+def replicates(points: pl.DataFrame, inputs: Sequence[str], output: str) -> Lamp:
+    """Relative spread of points whose inputs are equal within a thousandth."""
+    name = "replicates"
+    place = [(pl.col(x).log() * 1000).round() for x in inputs]
+    groups = (
+        points.group_by(place)
+        .agg(pl.col("loss").log().var().alias("var"), (pl.len() - 1).alias("df"))
+        .filter(pl.col("df") > 0)
+    )
+    if groups.is_empty():
+        return not_measurable(name, MAX_RMS, f"no two points at one {' and '.join(inputs)}")
+    spread = math.sqrt(np.average(groups["var"].to_numpy(), weights=groups["df"].to_numpy()))
+    text = f"{output} at one {' and '.join(inputs)} differs by {spread:.1%}"
+    if spread > MAX_RMS:
+        text += ": are these runs of one kind? --where keeps one"
+    return at_most(name, spread, MAX_RMS, text)
+
+
+def interval_promise(flag: str | None, runs: int) -> Lamp:
+    """Can the intervals be trusted to cover as often as they say?"""
+    text = flag or f"{runs} runs to tell chance from law"
+    return Lamp("interval_coverage", float(runs), float(MIN_SIZES), flag is None, text)
+
+
 def rms_residual(rms: float) -> Lamp:
     return at_most("rms_residual", rms, MAX_RMS, f"rms log residual {rms:.2%}")
 
@@ -223,11 +273,11 @@ def shift(
     params: Mapping[str, float],
     others: Sequence[Mapping[str, float]],
     why_not: str,
+    exponents: Sequence[str] = ("alpha_N", "alpha_S"),
 ) -> Lamp:
     """The largest relative move of an exponent between `params` and the `others`."""
     if not others:
         return not_measurable(name, MAX_SHIFT, why_not)
-    exponents = [a for a in params if a.startswith("alpha")]
     moved = max(abs(other[a] / params[a] - 1.0) for other in others for a in exponents)
     said = ", ".join(
         f"{a} {params[a]:.3f} to " + " and ".join(f"{other[a]:.3f}" for other in others)
@@ -246,6 +296,36 @@ def single_minimum(objective: float, rivals: Sequence[Mapping]) -> Lamp:
     return at_least(
         name, ratio, MIN_RIVAL, f"another minimum, {ratio:.2f} times the objective, at {found}"
     )
+
+
+def profiles(flat: Sequence[str], asked: Sequence[str]) -> Lamp:
+    """Parameters that the points leave open, so that a value of them is a matter of the method."""
+    text = "; ".join(flat) if flat else f"{', '.join(asked)} closed in on both sides"
+    return at_most("profiles", len(flat), 0, text)
+
+
+def equal_slopes(found: Slopes | str) -> Lamp:
+    """Have the learning curves of all sizes one exponent, as the law says?"""
+    name = "equal_slopes"
+    if isinstance(found, str):
+        return not_measurable(name, MIN_CHANCE, found)
+    own = found.table.drop_nulls("alpha").sort("N")
+    said = ", ".join(
+        f"{row['alpha']:.3g} ({_end(row['alpha_low'])} to {_end(row['alpha_high'])}) at "
+        f"N = {row['N']:.4g}"
+        for row in own[[0, -1] if own.height > 1 else range(own.height)].iter_rows(named=True)
+    )
+    if found.p_value is None:
+        flat = found.table.height - own.height
+        why = f"{flat} of {found.table.height} sizes have no exponent of their own"
+        return not_measurable(name, MIN_CHANCE, f"{why} ({said})" if said else why)
+    chance = f"by chance if it is one, judged by {found.unit}: p = {found.p_value:.2g}"
+    text = f"alpha of E + (S_c / S)^alpha is {said}; {chance}"
+    return at_least(name, found.p_value, MIN_CHANCE, text)
+
+
+def _end(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
 
 
 def seed_noise(points: pl.DataFrame) -> Lamp:

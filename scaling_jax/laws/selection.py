@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ MIN_SIZES = 3
 MIN_POINTS = 4  # of a run, in any window
 HALF_DECADE = 10**0.5
 PER_DECADE = 24  # points of a run kept for each decade of steps
+MOST_POINTS = 5_000  # fewer a decade are kept where there would be more
 # Below the floor for the last half of a run, or the run's size does not follow the law yet.
 LATEST_ENTRY = 0.5
 # Runs of one fit agree in these, so that N and S alone tell them apart.
@@ -67,20 +68,27 @@ class Selection:
             .group_by("run", maintain_order=True)
             .agg(pl.col("_label", "_reason").last(), pl.len().alias("n_points"))
         )
-        for row in rows.iter_rows(named=True):
-            self.excluded.append(
-                {
-                    "run_id": row["run"],
-                    "name": row["_label"] or row["run"],
-                    "rule": rule,
-                    "reason": row["_reason"],
-                    "n_points": row["n_points"],
-                }
-            )
+        for run, label, why, count in rows.iter_rows():
+            self.exclude(run, label, rule, why, count)
+
+    def exclude(self, run: str, name: str | None, rule: str, reason: str, n_points: int) -> None:
+        """List points that are not in the fit."""
+        self.excluded.append(
+            {
+                "run_id": run,
+                "name": name or run,
+                "rule": rule,
+                "reason": reason,
+                "n_points": n_points,
+            }
+        )
 
 
 def select(
-    records: Records, columns: Mapping[str, str] | None = None, one_batch: bool = True
+    records: Records,
+    columns: Mapping[str, str] | None = None,
+    one_batch: bool = True,
+    where: str | None = None,
 ) -> Selection:
     """The points of L(N, S) and the list of what was left out.
 
@@ -91,11 +99,12 @@ def select(
     is not applied. Raises `RequestError` for missing columns and losses that are not positive and
     finite, `WorkError` for fewer than three sizes or less than half a decade of steps.
     """
-    table = flat_table(records, columns)
-    selection = Selection(table, table.points, table.points)
-    _without_points(selection, records)
+    table = flat_table(records, columns, where=where)
+    selection = begin(table, records, where)
     present = table.sources
-    selection.drop(pl.col("N").is_null() | pl.col("S").is_null(), "incomplete", "no N or no S")
+    drop_incomplete(selection, ("N", "S", "loss"))
+    if not records.made_ids:
+        require_single(selection, ("S",))
     if "n_layer" in present:
         selection.drop(pl.col("n_layer") == 1, "one layer", "one layer (Kaplan et al., D.7)")
     if "schedule" in present:
@@ -105,16 +114,16 @@ def select(
             pl.format("schedule {}: only runs at constant learning rate", "schedule"),
         )
     for name in FAMILY if one_batch else FAMILY[:-1]:
-        _keep_one_family(selection, name)
+        keep_one_family(selection, name)
     selection.candidates = selection.points
     if "status" in present:
         selection.drop(pl.col("status") != "done", "not done", pl.format("status {}", "status"))
-    _keep_best_rate(selection)
-    _require_measured(selection)
+    keep_best_rate(selection, [name for name in SHAPE if name in present], equal_length=True)
+    require_measured(selection, {"N": 1.0, "S": 0.0})
     warmup = pl.col("warmup_steps").fill_null(0) if "warmup_steps" in present else pl.lit(0)
     selection.drop(pl.col("S") <= warmup, "warm-up", pl.format("step <= {}: warm-up", warmup))
     _below_floor(selection)
-    _thin(selection)
+    thin(selection, "S")
     of_run = pl.len().over("run")
     selection.drop(
         of_run < MIN_POINTS,
@@ -126,30 +135,69 @@ def select(
     return selection
 
 
-def _without_points(selection: Selection, records: Records) -> None:
-    if selection.table.sources["run"] != "run_id":
+def begin(table: Table, records: Records, where: str | None) -> Selection:
+    """A selection of all points; runs without any and rows outside `where` are excluded."""
+    selection = Selection(table, table.points, table.points)
+    names = {}
+    if {"run_id", "name"} <= set(records.runs.columns):
+        names = dict(records.runs.select("run_id", "name").iter_rows())
+    for run, count in table.left_out.sort("run").iter_rows():
+        selection.exclude(run, names.get(run), "where", f"not {where}", count)
+    measured = {*selection.points["run"], *table.left_out["run"]}
+    if table.sources["run"] == "run_id":
+        for row in records.runs.iter_rows(named=True):
+            if row["run_id"] not in measured:
+                status = row.get("status")
+                rule = "not done" if status not in (None, "done") else "incomplete"
+                reason = f"{status or 'a run'} without a {table.sources.get('loss', 'value')}"
+                selection.exclude(row["run_id"], row.get("name"), rule, reason, 0)
+    return selection
+
+
+def require_single(selection: Selection, place: Iterable[str]) -> None:
+    """Raises `RequestError` for a run of two sizes, and for one with two rows at one place.
+
+    Only where runs are named by `run_id`: other columns may well group rows of several runs.
+    """
+    sources, points = selection.table.sources, selection.points
+    if sources["run"] != "run_id" or points.is_empty():
         return
-    measured = set(selection.points["run"])
-    for row in records.runs.iter_rows(named=True):
-        if row["run_id"] not in measured:
-            status = row.get("status")
-            selection.excluded.append(
-                {
-                    "run_id": row["run_id"],
-                    "name": row.get("name") or row["run_id"],
-                    "rule": "not done" if status not in (None, "done") else "incomplete",
-                    "reason": f"{status or 'a run'} without a {selection.table.sources['loss']}",
-                    "n_points": 0,
-                }
+    if "N" in sources:
+        sizes = points.group_by("run").agg(pl.col("N").unique().sort()).filter(
+            pl.col("N").list.len() > 1
+        )  # fmt: skip
+        for run, found in sizes.sort("run").iter_rows():
+            raise RequestError(
+                f"run_id {run!r} has {len(found)} values of {sources['N']}, {found[0]:g} and "
+                f"{found[1]:g}: a run is one training of one model"
             )
+    place = [name for name in place if name in sources]
+    again = points.group_by("run", *place).len().filter(pl.col("len") > 1).sort("run", *place)
+    if again.is_empty():
+        return
+    row = again.row(0, named=True)
+    known = {sources[name]: row[name] for name in place if row[name] is not None}
+    where = " and ".join(f"{column} = {value:g}" for column, value in known.items())
+    raise RequestError(
+        f"run_id {row['run']!r} has {row['len']} rows at {where} ({again.height} such cases): "
+        "runs have one row at one place. --where can keep one kind of them"
+    )
 
 
-def _keep_one_family(selection: Selection, name: str) -> None:
+def drop_incomplete(selection: Selection, roles: Sequence[str]) -> None:
+    """Leave out rows in which one of the roles is missing or not a number."""
+    bad = pl.any_horizontal(pl.col(role).is_null() | pl.col(role).is_nan() for role in roles)
+    columns = [selection.table.sources[role] for role in roles]
+    selection.drop(bad, "incomplete", f"missing or not a number in {' or '.join(columns)}")
+
+
+def keep_one_family(selection: Selection, name: str) -> None:
     if name not in selection.table.sources:
         return
+    unit = "N" if "N" in selection.points.columns else "run"
     kinds = (
         selection.points.group_by(name, maintain_order=True)
-        .agg(pl.col("N").n_unique().alias("sizes"), pl.len().alias("rows"))
+        .agg(pl.col(unit).n_unique().alias("sizes"), pl.len().alias("rows"))
         .sort("sizes", "rows", descending=True, maintain_order=True)
     )
     if kinds.height > 1:
@@ -161,18 +209,22 @@ def _keep_one_family(selection: Selection, name: str) -> None:
         )
 
 
-def _keep_best_rate(selection: Selection) -> None:
-    present = selection.table.sources
-    if "lr" not in present or selection.points.is_empty():
+def keep_best_rate(selection: Selection, shape: list[str], equal_length: bool) -> None:
+    """Of the runs that agree in `shape` keep the learning rate with the lowest final loss.
+
+    Where lengths are `equal_length`, a run shorter than the longest of its shape is a check of the
+    learning rate and no measurement.
+    """
+    if "lr" not in selection.table.sources or selection.points.is_empty():
         return
-    shape = [name for name in SHAPE if name in present]
     last = pl.col("S").max().over("run")
     longest = pl.col("S").max().over(shape)
-    selection.drop(
-        last < longest,
-        "bracket check",
-        pl.format("learning rate {}: {} of {} steps", "lr", _whole(last), _whole(longest)),
-    )
+    if equal_length:
+        selection.drop(
+            last < longest,
+            "bracket check",
+            pl.format("learning rate {}: {} of {} steps", "lr", _whole(last), _whole(longest)),
+        )
     final = (
         selection.points.filter(pl.col("S") == last)
         .group_by(*shape, "lr")
@@ -196,15 +248,22 @@ def _keep_best_rate(selection: Selection) -> None:
     )  # fmt: skip
 
 
-def _require_measured(selection: Selection) -> None:
-    for role in ("N", "S", "loss"):
-        value = pl.col(role)
-        least = 0 if role == "S" else 1e-300  # step 0 is the initialisation, and no fault
-        bad = selection.points.filter(~(value.is_finite() & (value >= least))).height
-        if bad:
+def require_measured(
+    selection: Selection, least: Mapping[str, float], output: str = "loss"
+) -> None:
+    """Raises `RequestError` for values that are infinite or below what their unit allows.
+
+    `least` gives the smallest value of each input; the output is positive.
+    """
+    for role, lowest in {**least, output: 1e-300}.items():
+        bad = selection.points.filter(~(pl.col(role).is_finite() & (pl.col(role) >= lowest)))
+        if not bad.is_empty():
             column = selection.table.sources[role]
+            rows = "row" if bad.height == 1 else "rows"
+            fault = "not positive and finite" if lowest < 1 else f"below {lowest:g} or infinite"
             raise RequestError(
-                f"{bad} row{'s' if bad > 1 else ''} of {column} ({role}) not positive and finite"
+                f"{bad.height} {rows} of {column} ({role}) {fault}, as in {bad[role][0]:g}: "
+                f"is the column right, and its unit? --where can leave rows out"
             )
 
 
@@ -234,10 +293,20 @@ def _below_floor(selection: Selection) -> None:
     )
 
 
-def _thin(selection: Selection) -> None:
-    cell = (pl.col("S").log10() * PER_DECADE).floor()
-    later = pl.col("S") < pl.col("S").max().over("run", cell)
-    selection.drop(later, "thinned", f"another point of the same 1/{PER_DECADE} decade is kept")
+def thin(selection: Selection, axis: str) -> None:
+    """Keep the last point of every cell in log `axis` of a run.
+
+    Cells are 1/24 of a decade, and wider where more than `MOST_POINTS` would be left: neighbours
+    on a curve say nearly the same.
+    """
+    along = pl.col(axis).log10()
+    for per_decade in (PER_DECADE, 12, 6, 3):
+        cell = (along * per_decade).floor()
+        kept = selection.points.select(pl.struct("run", cell).n_unique()).item()
+        if kept <= MOST_POINTS:
+            break
+    later = pl.col(axis) < pl.col(axis).max().over("run", cell)
+    selection.drop(later, "thinned", f"another point of the same 1/{per_decade} decade is kept")
 
 
 def _require_sizes(selection: Selection) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from scaling_jax.errors import RequestError
-from scaling_jax.laws.fitting import Points, make_points, solve
+from scaling_jax.laws.fitting import Objective, Points, make_points, solve
 from scaling_jax.laws.forms import L_NS, minimum_steps
 from scaling_jax.laws.panel import MIN_SIZES
 from scaling_jax.laws.selection import Selection
@@ -61,13 +61,17 @@ class Window:
     met: bool
 
 
-def where_it_holds(selection: Selection, critical_batch: Mapping[str, float] | None) -> Holding:
+def where_it_holds(
+    selection: Selection,
+    critical_batch: Mapping[str, float] | None,
+    objective: Objective | None = None,
+) -> Holding:
     """The window and the sizes by `WINDOW_RULE`; sizes left out are dropped from the selection."""
     sizes = sorted(selection.points["N"].unique().to_list())
     tried: list[Holding] = []
     for smallest in sizes[: max(1, len(sizes) - MIN_SIZES + 1)]:
         data = _data(selection, pl.col("N") >= smallest, critical_batch)
-        points = make_points(L_NS, {"N": data.size, "S": data.steps}, data.loss)
+        points = make_points(L_NS, {"N": data.size, "S": data.steps}, data.loss, objective)
         window = _choose_window(points, data, selection.starts)
         tried.append(Holding(data, points, window, tried[-1] if tried else None))
         if window.met:
@@ -104,7 +108,8 @@ def _choose_window(points: Points, data: Measured, allowed: tuple[float, float])
     grid = last * 2.0 ** (-np.arange(count)[::-1] / _STARTS_PER_OCTAVE)
     grid = np.unique(np.concatenate([[first], grid]))
     weights = (data.step >= grid[:, None]).astype(float)
-    found = solve(points, weights)
+    ends = solve(points, weights[[0, -1]])
+    found = solve(points, weights, starts=ends.theta)
     start, met = grid[-1], False
     for i, theta in enumerate(found.theta):
         residual = points.residuals(theta)

@@ -32,6 +32,7 @@ class Records:
     runs: pl.DataFrame
     curves: pl.DataFrame
     source: str
+    made_ids: bool = False  # run_id was not in the table
 
 
 def load(path: str | os.PathLike[str]) -> Records:
@@ -171,7 +172,8 @@ def _split_flat(frame: pl.DataFrame, source: epath.Path) -> Records:
     if not frame.height or not frame.width:
         raise RequestError(f"{source} holds no row.")
     flat = typed_flat(frame, str(source))
-    if "run_id" not in flat.columns:
+    made_ids = "run_id" not in flat.columns
+    if made_ids:
         flat = flat.with_columns(_synthesised_ids(flat))
     if flat["run_id"].null_count():
         raise RequestError(f"{source}: column 'run_id' is empty in some rows.")
@@ -184,8 +186,10 @@ def _split_flat(frame: pl.DataFrame, source: epath.Path) -> Records:
         .with_columns(**{k: v for k, v in defaults.items() if k not in flat.columns})
     )
     curves = flat.select([n for n in flat.columns if n not in single or _of_a_window(n)])
-    curves = typed(curves, CURVE_COLUMNS, str(source)).with_columns(pl.col("attempt").fill_null(1))
-    return Records(typed(runs, RUN_COLUMNS, str(source)), _one_row_a_step(curves), str(source))
+    curves = typed(curves, CURVE_COLUMNS, str(source), foreign=True)
+    curves = curves.with_columns(pl.col("attempt").fill_null(1))
+    runs = typed(runs, RUN_COLUMNS, str(source), foreign=True)
+    return Records(runs, _one_row_a_step(curves), str(source), made_ids)
 
 
 def _synthesised_ids(flat: pl.DataFrame) -> pl.Series:

@@ -17,6 +17,7 @@ DTYPES = {int: pl.Int64, float: pl.Float64, str: pl.String, bool: pl.Boolean}
 _NULLS = ["", "NA", "N/A", "n/a", "null", "NULL", "None"]
 _NOUNS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 _WORDS = {"true": True, "false": False, "1": True, "0": False}
+_AMOUNTS = ("tokens", "unique_tokens", "batch_tokens", "params", "flops", "steps")
 _Table = dict[str, type]
 
 
@@ -70,13 +71,15 @@ def read_csv(data: bytes, source: str) -> pl.DataFrame:
     return frame.rename(dict(zip(header, names, strict=True)))
 
 
-def typed(frame: pl.DataFrame, columns: _Table, source: str) -> pl.DataFrame:
+def typed(frame: pl.DataFrame, columns: _Table, source: str, foreign: bool = False) -> pl.DataFrame:
     """The frame with `columns` first, of their types and null where absent, and the rest kept.
 
-    Raises `RequestError` naming the column, and the row, that holds something else.
+    In a `foreign` table amounts (tokens, parameters, steps of a run) may have been computed, and
+    so be no whole numbers: they stay floats. Raises `RequestError` naming the column, and the row,
+    that holds something else.
     """
     known = [
-        as_type(frame[name], kind, source)
+        as_type(frame[name], _kind(frame[name], kind, foreign), source)
         if name in frame.columns
         else pl.Series(name, [None] * frame.height, DTYPES[kind])
         for name, kind in columns.items()
@@ -92,8 +95,19 @@ def typed_flat(frame: pl.DataFrame, source: str) -> pl.DataFrame:
         kind = kinds.get(column.name)
         if kind is None and (column.name == "loss" or column.name.startswith("loss_")):
             kind = float
+        kind = kind and _kind(column, kind, foreign=True)
         series.append(as_type(column, kind, source) if kind else _guessed(column))
     return pl.DataFrame(series)
+
+
+def _kind(series: pl.Series, kind: type, foreign: bool) -> type:
+    if kind is not int or not foreign or not series.name.startswith(_AMOUNTS):
+        return kind
+    try:
+        number = _cast(series, float)
+    except pl.exceptions.PolarsError:
+        return kind
+    return int if (number == number.floor()).fill_null(True).all() else float
 
 
 def as_type(series: pl.Series, kind: type, source: str) -> pl.Series:
@@ -140,6 +154,8 @@ def _cast(series: pl.Series, kind: type) -> pl.Series:
 def _guessed(series: pl.Series) -> pl.Series:
     if series.dtype != pl.String or series.null_count() == len(series):
         return series
+    if series.drop_nulls().str.to_lowercase().is_in(["true", "false"]).all():
+        return series.str.to_lowercase() == "true"
     for dtype in (pl.Int64, pl.Float64):
         number = series.str.strip_chars().cast(dtype, strict=False)
         if number.null_count() == series.null_count():

@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import base64
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import polars as pl
 from etils import epath
-from matplotlib.figure import Figure
 
 from scaling_jax.laws.forms import find_law
 from scaling_jax.laws.noise_scale import short_number
 from scaling_jax.records.files import write_atomic
 from scaling_jax.report import figures, words
+from scaling_jax.report.pictures import pictures_of
 
 if TYPE_CHECKING:
     from scaling_jax.laws.result import Fit
     from scaling_jax.records.store import Records
-
-
-@dataclass(frozen=True)
-class _Picture:
-    stem: str
-    title: str
-    caption: str
-    figure: Figure
 
 
 def write_report(
@@ -46,7 +37,8 @@ def write_report(
     target = epath.Path(folder)
     (target / "figures").mkdir(parents=True, exist_ok=True)
     drawn = []
-    for picture in _pictures(records, fit, noise):
+    pictures, not_drawn = pictures_of(records, fit, noise)
+    for picture in pictures:
         svg = figures.render(picture.figure, "svg")
         write_atomic(target / "figures" / f"{picture.stem}.svg", svg)
         write_atomic(
@@ -68,6 +60,7 @@ def write_report(
             law=None if fit is None else find_law(fit.law),
             refusal=refusal,
             pictures=drawn,
+            not_drawn=not_drawn,
             runs=_runs(records),
             noise=None
             if noise is None
@@ -158,62 +151,3 @@ def _excluded(fit: Fit) -> list[dict[str, Any]]:
         row["runs"].append(one["name"] or one["run_id"])
         row["n_points"] += one["n_points"]
     return [{"reason": reason, **row} for reason, row in reasons.items()]
-
-
-def _pictures(records: Records, fit: Fit | None, noise: pl.DataFrame | None) -> list[_Picture]:
-    sized = records.runs.filter(pl.col("params_non_embedding") > 0)["run_id"]
-    drawable = bool(records.curves["run_id"].is_in(sized.implode()).any())
-    colours = figures.size_colours(records) if drawable else None
-    pictures = _curve_pictures(records, colours) if drawable else []
-    if fit is not None:
-        pictures.append(
-            _Picture(
-                "l_ns_fit",
-                "The fit",
-                "Dots are measured losses inside the window, lines the fitted law. Residuals "
-                "(measured over predicted) should scatter about zero without a bend along S or a "
-                "level that goes with N. Diamonds are the largest N, which the held-out check "
-                "predicts from the others.",
-                figures.l_ns_fit(fit, colours),
-            )
-        )
-    if noise is not None and not noise.is_empty():
-        pictures.append(
-            _Picture(
-                "noise_against_loss",
-                "Gradient noise scale",
-                "The simple noise scale rises as loss falls, and depends on N mostly through the "
-                "loss. Where it lies above the dotted batch size, a larger batch would have "
-                "needed fewer steps. Triangles are lower bounds, where |G|² is not above zero; "
-                "bars may be cut at the frame. Of each size only the longest runs are drawn.",
-                figures.noise_against_loss(noise, colours),
-            )
-        )
-    return pictures
-
-
-def _curve_pictures(records: Records, colours: figures.SizeColours | None) -> list[_Picture]:
-    return [
-        _Picture(
-            "learning_curves_steps",
-            "Learning curves against steps",
-            "Validation loss as lines, training loss faint behind them. A larger N is lower at "
-            "the same step. Above the dotted line a model knows less than pairs of tokens tell.",
-            figures.learning_curves(records, "step", colours),
-        ),
-        _Picture(
-            "learning_curves_tokens",
-            "Learning curves against tokens",
-            "The same curves against the tokens seen; equal to the picture above but for the "
-            "axis where all runs have one batch size.",
-            figures.learning_curves(records, "tokens", colours),
-        ),
-        _Picture(
-            "loss_against_compute",
-            "Loss against compute",
-            "Every run as a line; circles are the points that no point of less compute beats, in "
-            "the colour of their size. Going right, the frontier should pass from small N to "
-            "large; where the largest N holds the end alone, it says nothing about larger ones.",
-            figures.loss_against_compute(records, colours=colours),
-        ),
-    ]

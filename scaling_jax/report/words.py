@@ -33,21 +33,29 @@ class _Label(NamedTuple):
     percent: bool = False
 
 
+_INPUTS = ("N", "D", "U", "C", "S", "B", "L")
 _LAMPS = {
+    "complete_rows": _Label("Rows without their numbers", "at most"),
     "lr_bracketed": _Label("Best learning rate between worse ones", "at least"),
     "batch_vs_noise": _Label("Noise scale over batch", "at most"),
     "epochs": _Label("Epochs over the data", "at most"),
     "below_floor": _Label("Curve below the bigram floor", "at least", True),
     "sizes": _Label("Model sizes in the fit", "at least"),
-    "decades_N": _Label("Decades of N", "at least"),
-    "decades_S": _Label("Decades of S", "at least"),
+    **{f"decades_{name}": _Label(f"Decades of {name}", "at least") for name in _INPUTS},
+    **{f"values_{name}": _Label(f"Distinct values of {name}", "at least") for name in _INPUTS},
+    "interval_coverage": _Label("Runs that the intervals rest on", "at least"),
     "rms_residual": _Label("Residual, rms", "at most", True),
+    "replicates": _Label("Spread of points at one place", "at most", True),
     "largest_N": _Label("Largest N from the others", "at most", True),
+    "largest_C": _Label("Largest compute from the rest", "at most", True),
+    "largest_D": _Label("Largest D from the rest", "at most", True),
     "later_half": _Label("Later half from the earlier", "at most", True),
     "convention_shift": _Label("Exponents under the other N", "at most", True),
     "window_shift": _Label("Exponents under another window", "at most", True),
     "size_shift": _Label("Exponents without the smallest N", "at most", True),
     "single_minimum": _Label("Next minimum over the best", "at least"),
+    "profiles": _Label("Parameters that the points leave open", "at most"),
+    "equal_slopes": _Label("Chance of slopes this unequal if they are one", "at least"),
     "seed_noise": _Label("Spread over seeds", "at most", True),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -59,10 +60,30 @@ def test_json_is_plain_and_whole(fit) -> None:
     wanted = {"law", "params", "intervals", "level", "n_points", "n_runs", "objective",
               "rms_log_residual", "held_out", "flags", "excluded"}  # fmt: skip
     assert wanted <= set(doc)
-    assert set(doc["held_out"]) == {"largest_N", "later_half"}
+    assert set(doc["held_out"]) == {"largest_N", "largest_C", "later_half"}
     assert set(doc["params"]) == set(doc["intervals"]) == {"N_c", "S_c", "alpha_N", "alpha_S"}
     assert doc["flags"] == [lamp["name"] for lamp in doc["lamps"] if lamp["ok"] is False]
     assert doc["excluded"] and doc["law"] == "l_ns" and "0.01" in doc["objective_form"]
+
+
+def test_without_resamples_intervals_rest_on_the_covariance_over_runs(records, fit, truth) -> None:
+    default = laws.fit(records)
+    assert "Student's t" in default.interval_method and "14 whole runs" in default.interval_method
+    assert default.params == fit.params and default.resamples == 0
+    for name, value in truth.items():
+        low, high = default.intervals[name]
+        assert low < default.params[name] < high
+        assert 0.9 * low < value < 1.1 * high
+    assert laws.fit(records, seed=0).intervals == default.intervals
+
+
+def test_rows_without_a_loss_light_a_lamp(records) -> None:
+    gone = (pl.col("run_id") == "n6144-s0-lr0.01") & (pl.col("step") > 6000)
+    loss = pl.when(gone).then(float("nan")).otherwise("val_loss")
+    fit = laws.fit(replace(records, curves=records.curves.with_columns(val_loss=loss)))
+    assert "complete_rows" in fit.flags
+    rows = [row for row in fit.excluded if row["rule"] == "incomplete"]
+    assert [row["run_id"] for row in rows] == ["n6144-s0-lr0.01"] and rows[0]["n_points"] >= 1
 
 
 def test_the_same_seed_gives_the_same_intervals(records, fit) -> None:
@@ -104,21 +125,26 @@ def lifted_start(records: Records) -> Records:
     )
 
 
+def window(fit: laws.Fit) -> dict[str, Any]:
+    assert fit.window is not None
+    return fit.window
+
+
 def test_the_window_starts_where_the_law_begins_to_hold(records, fit) -> None:
-    assert fit.window["criterion_met"] and fit.window["step_start"] < 30
+    assert window(fit)["criterion_met"] and window(fit)["step_start"] < 30
     late = laws.fit(lifted_start(records), resamples=100)
-    assert 200 < late.window["step_start"] < 3000
+    assert 200 < window(late)["step_start"] < 3000
     assert late.rms_log_residual <= 0.015
-    assert late.points["step"].min() >= late.window["step_start"]
-    low, high = late.window["resampled"]
+    assert late.points["step"].min() >= window(late)["step_start"]
+    low, high = window(late)["resampled"]
     assert high / low == pytest.approx(2.0)
     assert any(row["rule"] == "before the window" for row in late.excluded)
 
 
 def test_where_no_window_is_good_enough_the_latest_is_taken(make_records) -> None:
     fit = laws.fit(strong(make_records, noise=0.03), resamples=100)
-    assert not fit.window["criterion_met"]
-    assert fit.window["step_start"] == pytest.approx(fit.window["allowed"][1])
+    assert not window(fit)["criterion_met"]
+    assert window(fit)["step_start"] == pytest.approx(window(fit)["allowed"][1])
     assert "rms_residual" in fit.flags
 
 
@@ -218,3 +244,17 @@ def test_an_exponent_that_the_runs_do_not_fix_is_refused(make_records) -> None:
 def test_a_wrong_request_is_told(records, request_, message) -> None:
     with pytest.raises(RequestError, match=message):
         laws.fit(records, **request_)
+
+
+def test_slopes_of_the_curves_stand_beside_the_fit(make_records) -> None:
+    fit = laws.fit(make_records(seeds=2, recorded=60, noise=0.001))
+    lamp = next(lamp for lamp in fit.lamps if lamp.name == "equal_slopes")
+    assert fit.slopes is not None and lamp.value == fit.slopes["p_value"]
+    sizes = fit.slopes["sizes"]
+    assert [row["N"] for row in sizes] == sorted(fit.points["N"].unique())
+    # Of the window's points alone.
+    assert sum(row["n_points"] for row in sizes) == fit.n_points
+    assert fit.to_json()["slopes"] == fit.slopes and fit.forms is None
+    short = laws.fit(make_records(recorded=7))
+    dark = next(lamp for lamp in short.lamps if lamp.name == "equal_slopes")
+    assert short.slopes is None and dark.ok is None and "2 needed" in dark.text

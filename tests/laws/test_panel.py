@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import polars as pl
 import pytest
 
 from scaling_jax.laws import panel
 from scaling_jax.laws.selection import select
+from scaling_jax.laws.slopes import curve_slopes
 
 
 def test_rate_is_bracketed_only_between_two_worse_neighbours(make_records) -> None:
@@ -95,10 +97,12 @@ def test_residual_and_held_out() -> None:
 
 def test_shift_and_rivals() -> None:
     here, there = {"N_c": 1.0, "alpha_N": 0.2}, {"N_c": 9.0, "alpha_N": 0.24}
-    assert panel.shift("x", "moved", here, [there], "").ok is True
-    moved = panel.shift("x", "moved", here, [there, {"N_c": 1.0, "alpha_N": 0.1}], "")
+    exponents = ("alpha_N",)
+    assert panel.shift("x", "moved", here, [there], "", exponents).ok is True
+    further = {"N_c": 1.0, "alpha_N": 0.1}
+    moved = panel.shift("x", "moved", here, [there, further], "", exponents)
     assert moved.ok is False and moved.value == pytest.approx(0.5)
-    assert panel.shift("x", "moved", here, [], "one convention").ok is None
+    assert panel.shift("x", "moved", here, [], "one convention", exponents).ok is None
     rival = {"objective": 1.1, "params": there}
     assert panel.single_minimum(1.0, []).ok is True
     assert panel.single_minimum(1.0, [rival]).ok is False
@@ -112,3 +116,30 @@ def test_seed_noise(spread: float | None, ok: bool | None) -> None:
         N=pl.lit(100.0), S=pl.lit(10.0)
     )
     assert panel.seed_noise(points).ok is ok
+
+
+def slopes(alphas: list[float], seeds: int = 3, noise: float = 0.001):
+    rng = np.random.default_rng(0)
+    steps = np.geomspace(100, 1e4, 24)
+    rows = [
+        (f"{i}-{seed}", 10.0 ** (i + 3), step, 2 + (100 / step) ** alpha * np.exp(own))
+        for i, alpha in enumerate(alphas)
+        for seed in range(seeds)
+        for own in [noise * rng.normal()]
+        for step in steps
+    ]
+    run, size, step, loss = (list(column) for column in zip(*rows, strict=True))
+    loss = np.array(loss) * np.exp(noise * rng.normal(size=len(loss)))
+    return curve_slopes(run, size, step, loss)
+
+
+def test_slopes_are_one_or_not() -> None:
+    one = panel.equal_slopes(slopes([0.5, 0.5, 0.5]))
+    assert one.ok is True and one.value is not None and one.threshold == 0.01
+    assert "at N = 1000, 0." in one.text and "at N = 1e+05" in one.text and "p = " in one.text
+    other = panel.equal_slopes(slopes([0.4, 0.45, 0.6]))
+    assert other.ok is False and other.text.startswith("alpha of E + (S_c / S)^alpha is 0.39")
+    assert "0.59" in other.text and "0.44" not in other.text and "by runs" in other.text
+    untested = panel.equal_slopes(replace(slopes([0.5, 0.5]), p_value=None))
+    assert untested.ok is None and untested.value is None and "not measurable" in untested.text
+    assert panel.equal_slopes("1 size").text == "not measurable: 1 size"

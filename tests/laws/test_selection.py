@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.laws import panel
 from scaling_jax.laws.selection import PER_DECADE, Selection, select
 from scaling_jax.records.store import Records
 
@@ -189,13 +190,9 @@ def test_wrong_columns_and_losses_are_told(make_records) -> None:
         select(records, {"loss": "val_los"})
     with pytest.raises(RequestError, match=r"loss=COLUMN.*'train_loss'"):
         select(replace(records, curves=records.curves.drop("val_loss")))
-    broken = records.curves.with_columns(
-        val_loss=pl.when((pl.col("step") == 12_000) & (pl.col("run_id") == "n6144-s0-lr0.01"))
-        .then(float("nan"))
-        .otherwise("val_loss")
-    )
-    with pytest.raises(RequestError, match="1 row of val_loss"):
-        select(replace(records, curves=broken))
+    for value in (float("inf"), 0.0):
+        with pytest.raises(RequestError, match="1 row of val_loss"):
+            select(broken_at_the_end(records, value))
     words = records.curves.with_columns(val_loss=pl.lit("two"))
     with pytest.raises(RequestError, match=r"Not numbers.*val_loss"):
         select(replace(records, curves=words))
@@ -212,3 +209,20 @@ def test_a_foreign_table_needs_only_size_steps_and_loss(make_records) -> None:
     )
     assert selection.points["N"].n_unique() == 7
     assert selection.table.missing("lr") == "column lr_peak missing"
+
+
+def broken_at_the_end(records: Records, value: float | None) -> Records:
+    """The records with another last loss of the second size."""
+    end = (pl.col("step") == 12_000) & SECOND
+    loss = pl.when(end).then(pl.lit(value, pl.Float64)).otherwise("val_loss")
+    return replace(records, curves=records.curves.with_columns(val_loss=loss))
+
+
+def test_a_loss_that_is_no_number_is_counted(make_records) -> None:
+    selection = select(broken_at_the_end(make_records(), float("nan")))
+    rows = [row for row in selection.excluded if row["rule"] == "incomplete"]
+    assert [(row["run_id"], row["n_points"]) for row in rows] == [("n6144-s0-lr0.01", 1)]
+    assert "val_loss" in rows[0]["reason"]
+    lamp = panel.complete_rows(selection)
+    assert lamp.ok is False and lamp.value == 1 and "val_loss" in lamp.text
+    assert panel.complete_rows(select(make_records())).ok is True

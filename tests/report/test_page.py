@@ -19,6 +19,7 @@ STEMS = (
     "learning_curves_tokens",
     "loss_against_compute",
     "l_ns_fit",
+    "envelope",
     "noise_against_loss",
 )
 
@@ -104,6 +105,7 @@ def test_both_conventions_and_all_parameters(written):
     assert "<td>&alpha;<sub>N</sub></td>" in law
     assert "(N<sub>c</sub> / N)<sup>&alpha;<sub>N</sub></sup> + " in law
     assert len(re.findall("0.198 … 0.253", law)) == 2
+    assert "90 %: draws of whole runs and of the window&#39;s start." in law
     assert "from step 2,500 on" in law and "4.3 %" in law and "4.2 %" in law
 
 
@@ -131,6 +133,9 @@ def test_a_refused_fit_shows_the_refusal_in_the_panel(study, tmp_path):
     assert "<h2>The law" not in html and "l_ns_fit" not in html
     assert "No run recorded noise moments" in html
     assert html.count("data:image/svg+xml") == 3
+    not_drawn = html[html.index("<h3>Not drawn</h3>") : html.index("<h2>Runs</h2>")]
+    assert "<li>The best loss at each compute: " in not_drawn
+    assert "<li>Steps and tokens to the same loss: 1 of the sizes" in not_drawn
 
 
 def test_a_study_without_curves_still_has_a_page(study, tmp_path):
@@ -148,6 +153,7 @@ def test_a_true_fit_fills_the_page(study, tmp_path):
     for lamp in found.lamps:
         assert lamp.name not in html or "_" not in lamp.name  # each has words for people
         assert lamp_label(lamp.name) in html
+    assert "<h3>Exponents of single sizes</h3>" in html and "Note: one run a size" in html
     for one in found.excluded:
         assert str(escape(one["reason"])) in html
 

@@ -26,6 +26,7 @@ from scaling_jax.executors.startup import start_jax
 from tools.benchmarks.ceiling import ceiling
 from tools.benchmarks.compilation import compilation
 from tools.benchmarks.feed import feed
+from tools.benchmarks.fitting import fitting
 from tools.benchmarks.lanes import lanes
 from tools.benchmarks.mfu import mfu
 from tools.benchmarks.noise import noise
@@ -52,6 +53,7 @@ MEASURES = {
     "lanes": Measure(lanes),
     "feed": Measure(feed),
     "compile": Measure(compilation),
+    "fit": Measure(fitting),
     "study": Measure(studying, suits_cpu=False),
 }
 

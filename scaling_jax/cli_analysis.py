@@ -1,0 +1,336 @@
+"""The commands of the analysis: parse, call, print. They leave the accelerator alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from scaling_jax.cli_common import Json, Source, constants, numbers, pairs, print_json, roles
+from scaling_jax.errors import RequestError, WorkError
+
+Columns = Annotated[
+    str, arg(metavar="N=...,D=...,loss=...", help="The table's names of the law's columns.")
+]
+Where = Annotated[
+    str | None,
+    arg(metavar="EXPR", help="Rows to use, a condition in SQL on the table's columns."),
+]
+Level = Annotated[float, arg(help="Level of the intervals.")]
+Plot = Annotated[Path | None, arg(metavar="FILE.svg", help="Draw the result; .svg or .png.")]
+
+
+def fit(
+    source: Source,
+    law: Annotated[str, arg(metavar="SLUG", help="The law's slug, as l_nd_chinchilla.")] = "l_ns",
+    columns: Columns = "",
+    where: Where = None,
+    objective: Annotated[
+        Literal["huber", "log_squares", "squares"] | None,
+        arg(help="Huber or squares of log residuals, or squares of residuals; the law's usual."),
+    ] = None,
+    delta: Annotated[
+        float | None, arg(help="Width of Huber in log residuals; the law's usual.")
+    ] = None,
+    fix: Annotated[
+        str, arg(metavar="NAME=VALUE,...", help="Parameters held at a value; an offset may be 0.")
+    ] = "",
+    tie: Annotated[
+        str, arg(metavar="NAME=NAME,...", help="Parameters held equal, as beta=alpha.")
+    ] = "",
+    critical_batch: Annotated[
+        str,
+        arg(
+            metavar="B_star=...,alpha_B=...",
+            help="Constants of B_crit(L), as critical-batch prints them: steps then become S_min "
+            "(Kaplan eq. 5.4).",
+        ),
+    ] = "",
+    level: Level = 0.9,
+    bootstrap: Annotated[
+        int,
+        arg(metavar="K", help="Intervals from K resamples of whole runs, not from Student's t."),
+    ] = 0,
+    plot: Plot = None,
+    json: Json = False,
+) -> int:
+    """Fit a scaling law, with intervals and the panel that says what it is worth."""
+    _require_picture(plot)
+    laws, records = _analysis(source)
+    try:
+        fitted = laws.fit(
+            records,
+            law=law,
+            columns=roles(columns),
+            where=where,
+            objective=laws.find_objective(laws.find_law(law), objective, delta),
+            fix=constants(fix, "--fix"),
+            tie=pairs(tie.split(","), "--tie") if tie else None,
+            critical_batch=constants(critical_batch, "--critical-batch"),
+            level=level,
+            resamples=bootstrap,
+        )
+    except WorkError as error:
+        if json:
+            print_json({"law": law, "refused": str(error), "flags": ["refused"]})
+        raise
+    if plot is not None:
+        from scaling_jax.report import figures
+
+        _draw(figures.law_fit(fitted), plot)
+    if json:
+        print_json(fitted.to_json())
+    else:
+        print(laws.describe(fitted))
+    return 0
+
+
+def noise(
+    source: Source,
+    level: Level = 0.9,
+    json: Json = False,
+) -> int:
+    """Show the gradient noise scale against loss, with intervals."""
+    laws, records = _analysis(source)
+    frame = laws.noise_scale(records, level=level)
+    if json:
+        print_json({"level": level, "noise_scale": frame.to_dicts()})
+    else:
+        print(laws.describe_noise(frame))
+    return 0
+
+
+def critical_batch(
+    source: Source,
+    columns: Annotated[
+        str,
+        arg(
+            metavar="B=...,S=...,L=...",
+            help="The table's names of batch, steps and the loss they lead to; of curves, run=..., "
+            "B=..., S=..., loss=... and, where rates were swept, lr=...; N=... of several sizes.",
+        ),
+    ] = "",
+    levels: Annotated[
+        str, arg(metavar="L1,L2,...", help="Losses to read steps off curves at.")
+    ] = "",
+    definition: Annotated[
+        Literal["kaplan", "zhang"],
+        arg(help="kaplan: E_min / S_min; zhang: largest batch within 1.2 times linear scaling."),
+    ] = "kaplan",
+    reference_batch: Annotated[
+        float, arg(metavar="TOKENS", help="The batch that zhang's linear scaling starts from.")
+    ] = 0.0,
+    where: Where = None,
+    level: Level = 0.9,
+    plot: Plot = None,
+    json: Json = False,
+) -> int:
+    """Measure the critical batch size from a batch sweep, at each loss and as B_crit(L)."""
+    _require_picture(plot)
+    laws, records = _analysis(source)
+    try:
+        found = laws.measure_critical_batch(
+            records,
+            roles(columns),
+            levels=numbers(levels, "--levels"),
+            definition=definition,
+            reference_batch=reference_batch,
+            where=where,
+            level=level,
+        )
+    except WorkError as error:
+        if json:
+            print_json({"levels": [], "law": None, "definition": definition,
+                        "reason": str(error), "excluded": [], "flags": ["refused"]})  # fmt: skip
+        raise
+    if plot is not None:
+        from scaling_jax.report import figures
+
+        _draw(figures.critical_batch(found.ladder, found.unit), plot)
+    if json:
+        print_json(found.to_json())
+    else:
+        print(laws.describe_critical_batch(found))
+    if not found.identified:
+        raise WorkError("No loss level has a critical batch size: the sweep shows one side of it")
+    return 0
+
+
+def allocate(
+    source: Source,
+    columns: Annotated[
+        str,
+        arg(
+            metavar="N=...,D=...,C=...,budget=...,loss=...,run=...",
+            help="The table's names of the columns; a budget makes isoFLOP curves.",
+        ),
+    ] = "",
+    where: Where = None,
+    critical_batch: Annotated[
+        str,
+        arg(
+            metavar="B_star=...,alpha_B=...",
+            help="Constants of B_crit(L), as critical-batch prints them: the compute of learning "
+            "curves then becomes C_min (Kaplan eq. 5.5).",
+        ),
+    ] = "",
+    level: Level = 0.9,
+    plot: Plot = None,
+    json: Json = False,
+) -> int:
+    """Say how compute divides between N and D, by every approach that the runs carry."""
+    _require_picture(plot)
+    laws, records = _analysis(source)
+    try:
+        found = laws.allocate(
+            records,
+            roles(columns),
+            where=where,
+            critical_batch=constants(critical_batch, "--critical-batch"),
+            level=level,
+        )
+    except WorkError as error:
+        if json:
+            print_json({"allocations": [], "refused": {"all": str(error)}})
+        raise
+    if plot is not None and found.allocations:
+        from scaling_jax.report.figures.compute import allocations as draw
+
+        spent = found.points["C"]
+        _draw(draw(found.allocations, (spent.min(), spent.max())), plot)
+    if json:
+        print_json(found.to_json())
+    elif found.allocations:
+        print(laws.describe_allocations(found))
+    if not found.allocations:
+        refused = ". ".join(f"{method}: {reason}" for method, reason in found.refused.items())
+        raise WorkError(f"No approach is left. {refused}")
+    return 0
+
+
+def transfer(
+    source: Source,
+    other: Annotated[str, arg(metavar="COLUMN,...", help="Columns of the loss on other corpora.")],
+    columns: Annotated[
+        str, arg(metavar="loss=...,run=...", help="The table's names of the columns.")
+    ] = "",
+    where: Where = None,
+    level: Level = 0.9,
+    plot: Plot = None,
+    json: Json = False,
+) -> int:
+    """Fit the line of the loss on another corpus against the loss on the training one."""
+    _require_picture(plot)
+    others = [word.strip() for word in other.split(",") if word.strip()]
+    if plot is not None and len(others) > 1:
+        raise RequestError("--plot draws one other corpus; --other names several")
+    laws, records = _analysis(source)
+    found = laws.measure_transfer(records, others, roles(columns), where=where, level=level)
+    lines = [each for each in found.corpora if each.line is not None]
+    if plot is not None and lines:
+        from scaling_jax.report.figures.comparison import transfer as draw
+
+        (one,) = lines
+        phase = one.points["phase"] if one.line.phase_test is not None else None
+        _draw(draw(one.line, one.points["loss"], one.points["other"], phase, one.column), plot)
+    if json:
+        print_json(found.to_json())
+    elif lines:
+        print(laws.describe_transfer(found))
+    if not lines:
+        raise WorkError(". ".join(f"{each.column}: {each.refusal}" for each in found.corpora))
+    return 0
+
+
+def plan(
+    flops: Annotated[float, arg(help="Compute to spend, in FLOPs.")],
+    constants: Annotated[
+        str | None, arg(metavar="NAME", help="A published set; kaplan2020 unless --fit is given.")
+    ] = None,
+    fit: Annotated[
+        Path | None, arg(metavar="FILE", help="What fit --json printed, instead of a set.")
+    ] = None,
+    batch: Annotated[
+        str,
+        arg(
+            metavar="critical|small|TOKENS",
+            help="critical: B = B_crit, so C = 2 C_min; small: B far below it; or tokens.",
+        ),
+    ] = "critical",
+    accelerator: Annotated[
+        str | None, arg(metavar="NAME", help="v4, v5e, v5p, v6e, H100, H200, or a slice: v4-32.")
+    ] = None,
+    chips: Annotated[int | None, arg(help="How many, where the name does not say.")] = None,
+    mfu: Annotated[float, arg(help="Assumed share of the peak.")] = 0.4,
+    price: Annotated[float | None, arg(metavar="USD", help="Of one chip for one hour.")] = None,
+    json: Json = False,
+) -> int:
+    """Say what to train with so many FLOPs, with intervals, time and money."""
+    _leave_the_accelerator()
+    from scaling_jax.laws.describe_plan import describe_plan
+    from scaling_jax.laws.plan import plan as make
+
+    made = make(
+        flops,
+        constants=constants,
+        fit=fit,
+        batch=batch,
+        accelerator=accelerator,
+        chips=chips,
+        mfu=mfu,
+        usd_per_chip_hour=price,
+    )
+    if json:
+        print_json(made.to_json())
+    else:
+        print(describe_plan(made))
+    return 0
+
+
+def report(
+    folder: Annotated[Positional[Path], arg(metavar="DIR", help="A study folder.")],
+    json: Json = False,
+) -> int:
+    """Fit, draw the figures and write the HTML page, into the study's folder."""
+    laws, records = _analysis(str(folder))
+    from scaling_jax.report.study_report import write_study_report
+
+    written = write_study_report(records, folder / "report")
+    if json:
+        print_json({"report": str(written.page), "refused": written.refusal})
+    else:
+        if written.fit is not None:
+            print(laws.describe(written.fit), end="\n\n")
+        print(f"Report: {written.page}")
+    if written.refusal is not None:
+        raise WorkError(written.refusal)
+    return 0
+
+
+def _analysis(source: str) -> tuple[Any, Any]:
+    _leave_the_accelerator()
+    from scaling_jax import laws, records
+    from scaling_jax.cache import keep_compiled
+
+    keep_compiled()
+    return laws, records.load(source)
+
+
+def _require_picture(path: Path | None) -> None:
+    if path is not None and path.suffix not in (".svg", ".png"):
+        raise RequestError(f"--plot draws .svg or .png, not {path.name!r}")
+
+
+def _draw(figure: Any, path: Path) -> None:
+    from scaling_jax.records.files import as_path, write_atomic
+    from scaling_jax.report.figures import render
+
+    picture = render(figure, "svg" if path.suffix == ".svg" else "png")
+    write_atomic(as_path(path), picture)
+
+
+def _leave_the_accelerator() -> None:
+    # To a study that may be running beside this command.
+    os.environ["JAX_PLATFORMS"] = "cpu"

@@ -1,0 +1,126 @@
+"""Which rows of a table enter a law, by stated rules; what is left out, and why, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import polars as pl
+
+from scaling_jax.laws.columns import flat_table
+from scaling_jax.laws.selection import (
+    MOST_POINTS,
+    Selection,
+    begin,
+    drop_incomplete,
+    keep_best_rate,
+    keep_one_family,
+    require_measured,
+    require_single,
+    thin,
+)
+
+if TYPE_CHECKING:
+    from scaling_jax.laws.law import Law
+    from scaling_jax.records.store import Records
+
+# What runs of one fit agree in, where the records say it: the law's inputs tell the rest apart.
+FAMILY = ("data_fingerprint", "arch", "n_ctx", "n_vocab", "optimizer", "dropout")
+# Runs that agree in these, and in the size and the data, differ in learning rate and seed.
+_SHAPE = ("n_layer", "d_model", "steps", "batch_tokens")
+# What an input counts at least; below it the column or its unit is another.
+LEAST = {"N": 1.0, "D": 1.0, "U": 1.0, "C": 1.0, "B": 1e-300, "L": 1e-300}
+
+
+class Rule(NamedTuple):
+    """How the rows of runs become points, and the columns that are tried first."""
+
+    of_run: str  # "last", "lowest", "every" or "frontier"
+    first: dict[str, str]
+    text: str
+
+
+RULES = {
+    "l_n": Rule("last", {}, "the last loss of every run"),
+    "l_d": Rule("lowest", {"D": "unique_tokens"}, "the lowest loss of every run (early stopping)"),
+    "l_nd": Rule("lowest", {"D": "unique_tokens"}, "the lowest loss of every run (early stopping)"),
+    "l_c": Rule("frontier", {}, "losses that no smaller compute reaches"),
+    "l_nd_chinchilla": Rule("every", {}, "every row"),
+    "data_constrained": Rule("every", {}, "every row"),
+    "b_crit": Rule("every", {}, "every row"),
+    "pareto": Rule("every", {}, "every row"),
+}
+
+
+def gather(
+    records: Records, law: Law, columns: Mapping[str, str] | None = None, where: str | None = None
+) -> Selection:
+    """The points of a law, columns by role, and the list of what was left out.
+
+    Rules whose column is missing are not applied: rows outside `where`, incomplete rows, one layer,
+    another family, not done, learning rate not the best, warm-up, what the law's rule leaves.
+    Raises `RequestError` for missing columns, values that cannot be right, and a run with two rows
+    at one place.
+    """
+    rule = RULES[law.slug.removesuffix("_offset")]
+    table = flat_table(
+        records, columns, ("run", *law.inputs, law.output), where=where, first=rule.first
+    )
+    selection = begin(table, records, where)
+    present = table.sources
+    weight = {"weight": 0.0} if "weight" in present else {}
+    drop_incomplete(selection, (*law.inputs, law.output, *weight))
+    _without_initialisation(selection, law)
+    least = {name: LEAST[name] for name in law.inputs}
+    require_measured(selection, {**least, **weight}, law.output)
+    if not records.made_ids:
+        require_single(selection, dict.fromkeys((*law.inputs, "S", "tokens", "D")))
+    if "n_layer" in present:
+        selection.drop(pl.col("n_layer") == 1, "one layer", "one layer (Kaplan et al., D.7)")
+    for name in FAMILY:
+        keep_one_family(selection, name)
+    selection.candidates = selection.points
+    if "status" in present:
+        selection.drop(pl.col("status") != "done", "not done", pl.format("status {}", "status"))
+    if {"S", "lr"} <= set(present):
+        own = {*law.inputs} if rule.of_run == "lowest" else {*law.inputs} & {"N"}
+        shape = [name for name in (*sorted(own), *_SHAPE) if name in present]
+        keep_best_rate(selection, shape, equal_length=False)
+    _apply(selection, rule, present, records.made_ids)
+    return selection
+
+
+def _without_initialisation(selection: Selection, law: Law) -> None:
+    # A curve's first row, before any update, has seen neither tokens nor compute.
+    for name in {"D", "C"} & set(law.inputs):
+        selection.drop(pl.col(name) == 0, "initialisation", "step 0: before any update")
+
+
+def _apply(selection: Selection, rule: Rule, present: Mapping[str, str], made_ids: bool) -> None:
+    axis = next((name for name in ("S", "tokens", "D", "C") if name in present), None)
+    if axis is None:
+        return
+    last = pl.col(axis).max().over("run")
+    if "schedule" in present and rule.of_run == "every":
+        selection.drop(
+            (pl.col("schedule") != "constant") & (pl.col(axis) < last),
+            "before the end",
+            pl.format("schedule {}: only the end of a run is a measurement", "schedule"),
+        )
+    if "S" in present and "warmup_steps" in present:
+        warmup = pl.col("warmup_steps").fill_null(0)
+        selection.drop(pl.col("S") <= warmup, "warm-up", pl.format("step <= {}: warm-up", warmup))
+    if rule.of_run == "last":
+        selection.drop(pl.col(axis) < last, "before the end", rule.text)
+    elif rule.of_run == "lowest":
+        # Rows that are one run only because their size is equal may differ in their data.
+        own = ["run", "D"] if made_ids and "D" in present else ["run"]
+        lowest = pl.col("loss") == pl.col("loss").min().over(own)
+        first = pl.col(axis) == pl.col(axis).filter(lowest).min().over(own)
+        selection.drop(~first, "not the lowest", rule.text)
+    elif rule.of_run == "frontier":
+        before = pl.col("loss").cum_min().shift(1)
+        selection.points = selection.points.sort("C", "loss")
+        selection.drop(pl.col("loss") >= before, "not on the frontier", rule.text)
+    elif selection.points.height > MOST_POINTS:
+        thin(selection, axis)

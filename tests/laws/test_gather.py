@@ -1,0 +1,236 @@
+"""Each rule that turns rows into points: what it keeps, what it leaves out, what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from scaling_jax.errors import RequestError
+from scaling_jax.laws import gather as module
+from scaling_jax.laws.forms import LAWS
+from scaling_jax.laws.gather import RULES, gather
+from scaling_jax.laws.selection import PER_DECADE, Selection
+from scaling_jax.records.store import Records
+
+EVERY = [("a", 6.0), ("a", 4.5), ("a", 4.0), ("b", 5.0), ("b", 3.5), ("b", 3.0)]
+STEPS = (0, 10, 100, 1000)
+RUNS = {"a": (1e6, [9.0, 6.0, 4.0, 4.5]), "b": (1e7, [9.0, 5.0, 3.5, 3.0])}
+
+
+def curves(**more: Any) -> pl.DataFrame:
+    """Two runs, step 0 first; the loss of `a` rises again at its end."""
+    rows = [
+        {"run_id": run, "params": N, "step": step, "tokens": 512 * step,
+         "flops": 6 * N * 512 * step, "loss": loss,
+         "unique_tokens": 10_000 if run == "a" else 40_000}
+        for run, (N, losses) in RUNS.items()
+        for step, loss in zip(STEPS, losses, strict=True)
+    ]  # fmt: skip
+    return pl.DataFrame(rows).with_columns(**more)
+
+
+def kept(selection: Selection) -> list[tuple[str, float]]:
+    points = selection.points.sort("run", "loss", descending=[False, True])
+    return list(zip(points["run"], points["loss"], strict=True))
+
+
+def left_out(selection: Selection) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for row in selection.excluded:
+        assert row["reason"] and row["name"] == row["run_id"]
+        counts[row["rule"]] = counts.get(row["rule"], 0) + row["n_points"]
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("slug", "points", "rules"),
+    [
+        ("l_n", [("a", 4.5), ("b", 3.0)], {"before the end": 6}),
+        ("l_n_offset", [("a", 4.5), ("b", 3.0)], {"before the end": 6}),
+        ("l_d", [("a", 4.0), ("b", 3.0)], {"not the lowest": 6}),
+        ("l_nd", [("a", 4.0), ("b", 3.0)], {"not the lowest": 6}),
+        # In order of compute: a 6.0, (a 4.0 and b 5.0 at one compute), (a 4.5, b 3.5), b 3.0.
+        ("l_c", [("a", 6.0), ("a", 4.0), ("b", 3.5), ("b", 3.0)],
+         {"initialisation": 2, "not on the frontier": 2}),
+        ("l_nd_chinchilla", EVERY,
+         {"initialisation": 2}),
+        ("data_constrained", EVERY,
+         {"initialisation": 2}),
+    ],
+)  # fmt: skip
+def test_each_law_has_its_rule(read, slug: str, points, rules) -> None:
+    selection = gather(read(curves()), LAWS[slug])
+    assert kept(selection) == points
+    assert left_out(selection) == rules
+    assert sum(rules.values()) + len(points) == 8
+
+
+def test_every_law_has_a_rule() -> None:
+    assert set(RULES) | {"l_ns"} == {slug.removesuffix("_offset") for slug in LAWS}
+
+
+def test_overfitting_is_of_the_unique_tokens(read) -> None:
+    for slug in ("l_d", "l_nd"):
+        selection = gather(read(curves()), LAWS[slug])
+        assert selection.table.sources["D"] == "unique_tokens"
+        assert sorted(selection.points["D"]) == [10_000, 40_000]
+    assert gather(read(curves()), LAWS["l_nd_chinchilla"]).table.sources["D"] == "tokens"
+
+
+def test_the_lowest_loss_is_found_without_steps_too(read) -> None:
+    table = curves().filter(pl.col("step") > 0).drop("step", "flops")
+    selection = gather(read(table), LAWS["l_nd"])
+    assert kept(selection) == [("a", 4.0), ("b", 3.0)]
+
+
+def test_without_run_ids_the_lowest_is_of_every_amount_of_data(read) -> None:
+    N, D = (axis.ravel() for axis in np.meshgrid([1e6, 1e7], [1e8, 1e9, 1e10]))
+    selection = gather(read(params=N, tokens=D, loss=9 - np.log10(N * D) / 3), LAWS["l_nd"])
+    assert selection.points.height == 6 and selection.excluded == []
+
+
+def test_of_a_decaying_schedule_the_end_alone_is_a_measurement(read) -> None:
+    schedule = pl.when(pl.col("run_id") == "a").then(pl.lit("cosine")).otherwise(pl.lit("constant"))
+    selection = gather(read(curves(schedule=schedule)), LAWS["l_nd_chinchilla"])
+    assert kept(selection) == [("a", 4.5), ("b", 5.0), ("b", 3.5), ("b", 3.0)]
+    assert left_out(selection) == {"initialisation": 2, "before the end": 2}
+    reason = next(row["reason"] for row in selection.excluded if row["rule"] == "before the end")
+    assert "cosine" in reason
+
+
+def test_warm_up_is_left_out(read) -> None:
+    selection = gather(read(curves(warmup_steps=10)), LAWS["l_nd_chinchilla"])
+    assert kept(selection) == [("a", 4.5), ("a", 4.0), ("b", 3.5), ("b", 3.0)]
+    assert left_out(selection) == {"initialisation": 2, "warm-up": 2}
+
+
+@pytest.mark.parametrize(
+    ("column", "rule"),
+    [
+        ({"n_layer": [1, 2]}, "one layer"),
+        ({"status": ["diverged", "done"]}, "not done"),
+        ({"optimizer": ["lion", "adamw"]}, "another family"),
+        ({"arch": ["lstm", "transformer"]}, "another family"),
+    ],
+)
+def test_runs_of_another_kind_are_left_out(read, column: dict[str, list], rule: str) -> None:
+    ((name, (first, rest)),) = column.items()
+    more = curves().with_columns(run_id=pl.col("run_id") + "2")  # so that most sizes agree
+    table = pl.concat([curves(), more.with_columns(params=pl.col("params") * 3)]).with_columns(
+        pl.when(pl.col("run_id") == "a").then(pl.lit(first)).otherwise(pl.lit(rest)).alias(name)
+    )
+    selection = gather(read(table), LAWS["l_n"])
+    assert kept(selection) == [("a2", 4.5), ("b", 3.0), ("b2", 3.0)]
+    assert left_out(selection)[rule] == 4
+
+
+def test_a_family_is_counted_in_runs_where_there_is_no_size(read) -> None:
+    D = np.geomspace(1e7, 1e10, 5)
+    optimizer = ["adamw", "adamw", "lion", "adamw", "adamw"]
+    selection = gather(read(tokens=D, loss=5 - D * 1e-10, optimizer=optimizer), LAWS["l_d"])
+    assert selection.points.height == 4
+    assert left_out(selection) == {"another family": 1}
+
+
+def test_the_worse_learning_rate_is_left_out(read) -> None:
+    worse = curves().with_columns(
+        run_id=pl.col("run_id") + "2", loss=pl.col("loss") + 0.1, lr_peak=0.02
+    )
+    table = pl.concat([curves(lr_peak=0.01), worse.select(curves(lr_peak=0.01).columns)])
+    selection = gather(read(table), LAWS["l_n"])
+    assert kept(selection) == [("a", 4.5), ("b", 3.0)]
+    assert left_out(selection)["learning rate"] == 8
+
+
+def test_rows_outside_a_condition_are_listed(read) -> None:
+    selection = gather(read(curves()), LAWS["l_n"], where="params > 2e6")
+    assert kept(selection) == [("b", 3.0)]
+    assert left_out(selection) == {"where": 4, "before the end": 3}
+    assert selection.excluded[0]["reason"] == "not params > 2e6"
+
+
+@pytest.mark.parametrize("value", [float("nan"), None])
+def test_rows_without_a_number_are_counted_and_listed(read, value: float | None) -> None:
+    gone = (pl.col("run_id") == "b") & (pl.col("step") >= 100)
+    loss = pl.when(gone).then(pl.lit(value, pl.Float64)).otherwise("loss")
+    selection = gather(read(curves(loss=loss)), LAWS["l_n"])
+    assert kept(selection) == [("a", 4.5), ("b", 5.0)]
+    assert left_out(selection)["incomplete"] == 2
+    row = next(row for row in selection.excluded if row["rule"] == "incomplete")
+    assert (row["run_id"], row["n_points"]) == ("b", 2) and "loss" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "slug", "message"),
+    [
+        ("loss", 0.0, "l_n", r"8 rows of loss \(loss\) not positive and finite, as in 0"),
+        ("loss", -2.0, "l_n", r"8 rows of loss \(loss\) not positive"),
+        (
+            "loss",
+            float("inf"),
+            "l_n",
+            r"8 rows of loss \(loss\) not positive and finite, as in inf",
+        ),
+        ("params", 0.7, "l_n", r"8 rows of params \(N\) below 1 or infinite, as in 0\.7.*unit"),
+        ("unique_tokens", 0.25, "l_d", r"8 rows of unique_tokens \(D\) below 1 or infinite"),
+        ("flops", 1e-9, "l_c", r"8 rows of flops \(C\) below 1 or infinite"),
+        ("weight", -1.0, "l_n", r"8 rows of weight"),
+    ],
+)
+def test_values_that_cannot_be_right_are_refused(read, column, value, slug, message) -> None:
+    with pytest.raises(RequestError, match=message):
+        gather(read(curves(**{column: pl.lit(value)})), LAWS[slug])
+
+
+def test_a_row_without_a_weight_is_incomplete(read) -> None:
+    weight = pl.when(pl.col("step") == 1000).then(None).otherwise(pl.col("step") + 1.0)
+    selection = gather(read(curves(weight=weight)), LAWS["l_n"])
+    assert kept(selection) == [("a", 4.0), ("b", 3.5)]
+    assert left_out(selection)["incomplete"] == 2
+
+
+def test_two_rows_of_one_run_at_one_place_are_refused(read) -> None:
+    again = curves().filter((pl.col("run_id") == "b") & (pl.col("step") == 100))
+    table = pl.concat([curves(), again.with_columns(loss=pl.lit(3.6))])
+    with pytest.raises(RequestError, match=r"run_id 'b' has 2 rows at .*step = 100.*\(1 such"):
+        gather(read(table), LAWS["l_n"])
+    without = read(table.drop("run_id"))  # then the rows of a size are one run, by guess
+    assert gather(without, LAWS["l_nd_chinchilla"]).points.height == 7
+
+
+def test_duplicates_are_told_where_a_step_is_missing(read) -> None:
+    step = pl.when(pl.col("run_id") == "a").then(None).otherwise("step")
+    same = curves(step=step, tokens=5120, flops=None)
+    with pytest.raises(RequestError, match=r"run_id 'a' has 4 rows at params = 1e\+06"):
+        gather(read(same), LAWS["l_n"])
+
+
+def test_a_missing_column_is_told_with_the_nearest(read) -> None:
+    with pytest.raises(RequestError, match=r"'tokens' for D .*D=COLUMN.* Did you mean 'token'"):
+        gather(read(params=[1, 2], token=[3, 4], loss=[3.0, 2.0]), LAWS["l_nd_chinchilla"])
+
+
+def test_a_large_table_is_thinned_to_the_last_of_every_cell(read, monkeypatch) -> None:
+    steps = np.arange(1, 3001)
+    records = read(run_id="a", params=1e6, step=steps, tokens=steps * 512, loss=9 / steps**0.1)
+    assert gather(records, LAWS["l_nd_chinchilla"]).points.height == 3000
+    monkeypatch.setattr(module, "MOST_POINTS", 2999)
+    selection = gather(records, LAWS["l_nd_chinchilla"])
+    cells = (selection.points["S"].log10() * PER_DECADE).floor()
+    assert cells.n_unique() == selection.points.height < 100
+    assert selection.points["S"].max() == 3000
+    assert left_out(selection) == {"thinned": 3000 - selection.points.height}
+
+
+def test_runs_of_a_study_without_a_loss_are_listed(make_records) -> None:
+    records = make_records(bracket=False)
+    waits = records.runs.head(1).with_columns(run_id=pl.lit("waits"), status=pl.lit("queued"))
+    both: Records = replace(records, runs=pl.concat([records.runs, waits]))
+    selection = gather(both, LAWS["l_n"])
+    assert selection.points.height == 7
+    row = next(row for row in selection.excluded if row["run_id"] == "waits")
+    assert (row["rule"], row["n_points"]) == ("not done", 0)
