@@ -9,13 +9,14 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from scaling_jax.cli_analysis import (
+    _leave_the_accelerator,
     allocate,
     critical_batch,
     fit,
@@ -25,7 +26,11 @@ from scaling_jax.cli_analysis import (
     transfer,
 )
 from scaling_jax.cli_common import Json, pairs, print_json, print_table
+from scaling_jax.cli_forecast import forecast, score
 from scaling_jax.errors import RequestError, WorkError
+
+if TYPE_CHECKING:
+    from scaling_jax.records.store import Records
 
 
 def run(
@@ -72,16 +77,29 @@ def run(
 
 def status(
     folder: Annotated[Positional[str], arg(metavar="DIR")] = "runs",
+    may_stop: Annotated[
+        str | None,
+        arg(metavar="SLUG", help="Say which runs under way cannot change the fit of this law."),
+    ] = None,
     json: Json = False,
 ) -> int:
-    """Show what is done, running, failed and left."""
+    """Show what is done, running, failed and left, and how the runs under way will end."""
     from scaling_jax.records.store import load, overview
 
-    frame = overview(load(folder))
+    records = load(folder)
+    frame = overview(records)
+    ahead = _look_ahead(records, may_stop)
     if json:
-        print_json({"runs": frame.to_dicts()})
-    else:
-        print_table(frame.columns, frame.rows())
+        print_json({"runs": frame.to_dicts()} | ({} if ahead is None else ahead.to_json()))
+        return 0
+    columns = {} if ahead is None else ahead.columns(records.runs["run_id"].to_list())
+    shown = [*frame.rows()]
+    if columns:
+        more = zip(*columns.values(), strict=True)
+        shown = [(*row, *beside) for row, beside in zip(shown, more, strict=True)]
+    print_table([*frame.columns, *columns], shown)
+    for reason in () if ahead is None else ahead.reasons:
+        print(f"scaling-jax: no forecast: {reason}", file=sys.stderr)
     return 0
 
 
@@ -89,6 +107,8 @@ COMMANDS = {
     "run": run,
     "status": status,
     "fit": fit,
+    "forecast": forecast,
+    "score": score,
     "noise": noise,
     "critical-batch": critical_batch,
     "allocate": allocate,
@@ -120,6 +140,15 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _look_ahead(records: Records, may_stop: str | None) -> Any:
+    if may_stop is None and not set(records.runs["status"]) & {"running", "interrupted"}:
+        return None  # the analysis takes a second to import
+    _leave_the_accelerator()
+    from scaling_jax.laws.forecast.monitor import look_ahead
+
+    return look_ahead(records, may_stop)
 
 
 def _dry_run(cohorts: list, corpus: Any, as_json: bool) -> int:

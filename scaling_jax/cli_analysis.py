@@ -94,7 +94,12 @@ def noise(
 ) -> int:
     """Show the gradient noise scale against loss, with intervals."""
     laws, records = _analysis(source)
-    frame = laws.noise_scale(records, level=level)
+    try:
+        frame = laws.noise_scale(records, level=level)
+    except WorkError as error:
+        if json:
+            print_json({"level": level, "noise_scale": [], "refused": str(error)})
+        raise
     if json:
         print_json({"level": level, "noise_scale": frame.to_dicts()})
     else:
@@ -265,27 +270,53 @@ def plan(
     chips: Annotated[int | None, arg(help="How many, where the name does not say.")] = None,
     mfu: Annotated[float, arg(help="Assumed share of the peak.")] = 0.4,
     price: Annotated[float | None, arg(metavar="USD", help="Of one chip for one hour.")] = None,
+    advise: Annotated[
+        str | None,
+        arg(
+            metavar="SOURCE",
+            help="Measured runs: say which runs to add to them, so that the plan's loss is known "
+            "better. Without --constants and --fit the plan is made on their fit.",
+        ),
+    ] = None,
+    columns: Annotated[
+        str, arg(metavar="N=...,D=...,loss=...", help="The names of --advise's columns.")
+    ] = "",
+    where: Where = None,
     json: Json = False,
 ) -> int:
     """Say what to train with so many FLOPs, with intervals, time and money."""
+    if advise is None and (columns or where):
+        raise RequestError("--columns and --where are of the runs that --advise names")
     _leave_the_accelerator()
     from scaling_jax.laws.describe_plan import describe_plan
     from scaling_jax.laws.plan import plan as make
 
+    records, basis = None, fit
+    if advise is not None:
+        laws, records = _analysis(advise)
+        from scaling_jax.laws.forecast import advise as advice
+
+        if constants is None and fit is None:
+            basis = laws.fit(records, advice.LAW, roles(columns), where=where).to_json()
     made = make(
         flops,
         constants=constants,
-        fit=fit,
+        fit=basis,
         batch=batch,
         accelerator=accelerator,
         chips=chips,
         mfu=mfu,
         usd_per_chip_hour=price,
     )
+    found = None
+    if records is not None:
+        found = advice.advise(records, made.params, made.tokens, roles(columns), where=where)
     if json:
-        print_json(made.to_json())
+        print_json(made.to_json() | ({} if found is None else {"advice": found.to_json()}))
     else:
         print(describe_plan(made))
+        if found is not None:
+            print("", advice.describe_advice(found), sep="\n")
     return 0
 
 

@@ -17,12 +17,14 @@ Source = Annotated[Positional[str], arg(metavar="SOURCE", help="A study folder, 
 
 
 def pairs(words: Any, option: str) -> dict[str, str]:
-    """KEY=VALUE words as a dictionary."""
+    """KEY=VALUE words as a dictionary; `RequestError` for another word and for a key twice."""
     found = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.strip():
             raise RequestError(f"{option} takes KEY=VALUE, not {word!r}")
+        if key.strip() in found:
+            raise RequestError(f"{option} gives {key.strip()!r} twice")
         found[key.strip()] = value.strip()
     return found
 

@@ -149,6 +149,7 @@ def test_transfer(say: Say, tmp_path: Path) -> None:
         (["critical-batch", "sweep.csv", "--levels", "three"], "takes numbers, as in 3.2,3.4"),
         (["critical-batch", "sweep.csv", "--reference-batch", "-1"], "a number of tokens, not -1"),
         (["critical-batch", "sweep.csv", "--columns", "B=bach"], "Did you mean 'batch_tokens'"),
+        (["critical-batch", "sweep.csv", "--columns", "B=batch_tokens,B=S"], "gives 'B' twice"),
         (["critical-batch", "corpora.csv"], "for B in corpora.csv holds a value"),
         (["transfer", "corpora.csv", "--other", "loss_boks"], "Did you mean 'loss_books'"),
         (["transfer", "corpora.csv", "--other", "val_loss"], "training corpus's loss itself"),
@@ -171,3 +172,9 @@ def test_what_the_parser_refuses_ends_with_2(
     with pytest.raises(SystemExit) as stopped:
         say(*argv)
     assert stopped.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_noise_scale_that_was_not_recorded_is_an_object_too(say: Say) -> None:
+    status, out, err = say("noise", "corpora.csv", "--json")
+    doc = one_object(out)
+    assert status == 1 and doc["noise_scale"] == [] and doc["refused"] in err

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling_jax.errors import nearest
+from scaling_jax.errors import counted, nearest
 
 KNOWN = ["steps", "seed", "model.n_layer"]
 
@@ -11,6 +11,15 @@ KNOWN = ["steps", "seed", "model.n_layer"]
 def test_a_near_name_is_offered() -> None:
     assert nearest("n_layers", KNOWN) == " Did you mean 'model.n_layer'?"
     assert nearest("step", KNOWN) == " Did you mean 'steps'?"
+
+
+def test_a_name_in_other_letters_is_the_nearest() -> None:
+    assert nearest("n", ["run", "N", "L"]) == " Did you mean 'N'?"
+    assert nearest("L_ND", ["l_nd", "l_nd_chinchilla"]) == " Did you mean 'l_nd'?"
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(n, "point") for n in (0, 1, 2)] == ["0 points", "1 point", "2 points"]
 
 
 def test_all_names_are_offered_when_none_is_near() -> None:

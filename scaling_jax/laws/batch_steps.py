@@ -41,7 +41,8 @@ def select_sweep(
     try:
         table = flat_table(records, columns, ("run", "B", "S", output), where)
     except RequestError as error:
-        raise RequestError(f"{error} {_ROLES}") from None
+        said = str(error)
+        raise RequestError(f"{said}{'' if said[-1] in '.?' else '.'} {_ROLES}") from None
     selection = begin(table, records, where)
     if "status" in table.sources:
         kept = pl.col("status").is_in(["done", "diverged"])

@@ -66,8 +66,8 @@ def excess_compute(N_ratio: ArrayLike, params: Params) -> np.ndarray:
     """
     alpha, beta = values(params, "alpha", "beta")
     ratio = positive("N_ratio", N_ratio)
-    bracket = 1.0 + beta / alpha * (1.0 - ratio**-alpha)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
+        bracket = 1.0 + beta / alpha * (1.0 - ratio**-alpha)
         return ratio * np.maximum(bracket, 0.0) ** (-1.0 / beta)
 
 

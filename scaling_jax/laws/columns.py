@@ -32,6 +32,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "lr": ("lr_peak",),
     "weight": ("weight",),
 }
+_OF_THE_SCHEMA = {*RUN_COLUMNS, *CURVE_COLUMNS} - {"lr"}
 CONVENTIONS = ("params_non_embedding", "params_total")
 # Means over a window, and so placed in the middle of it; everything else is measured after `S`.
 WINDOW_MEANS = ("train_loss",)
@@ -68,8 +69,9 @@ def flat_table(
 
     `where` is a condition in SQL on the columns of the source; `first` names columns that are
     tried before the usual ones of their roles. Where N and D are `required` and no column has D,
-    it is C / 6 N, or budget / 6 N. Windows of a run without an evaluation are left out, and a
-    window mean is placed at the geometric middle of its steps. Raises `RequestError` for an unknown
+    it is C / 6 N, or budget / 6 N; a C that is `required` and has no column is 6 N D. Windows of a
+    run without an evaluation are left out, and a window mean is placed at the geometric middle of
+    its steps. Raises `RequestError` for an unknown
     role, for a column that is not there, with the nearest one, and for a condition that cannot be
     read or leaves nothing.
     """
@@ -78,7 +80,8 @@ def flat_table(
     known = (*DEFAULTS, *(role for role in required if role not in DEFAULTS))
     for role, column in columns.items():
         if role not in known:
-            raise RequestError(f"No role {role!r} for a column.{nearest(role, known)}")
+            roles = [name for name in known if name not in _OF_THE_SCHEMA]
+            raise RequestError(f"No role {role!r} for a column.{nearest(role, roles)}")
         if column not in wide.columns:
             raise RequestError(
                 f"No column {column!r} for {role} in {records.source}."
@@ -94,6 +97,8 @@ def flat_table(
     sources = _sources(wide, columns, first)
     if {"N", "D"} <= set(required) and "D" not in sources and "D" not in first:
         wide, sources = _with_tokens(wide, sources)
+    if "C" in required and "C" not in sources:
+        wide, sources = _with_compute(wide, sources)
     for role in required:
         if role not in sources:
             wanted = columns.get(role) or DEFAULTS.get(role, (role,))[0]
@@ -148,13 +153,33 @@ def _with_tokens(
     }
 
 
+def _with_compute(
+    wide: pl.DataFrame, sources: dict[str, str]
+) -> tuple[pl.DataFrame, dict[str, str]]:
+    """C made of sizes and tokens, for a table that counts no FLOPs."""
+    size, tokens = sources.get("N"), sources.get("D")
+    if size is None or tokens is None:
+        return wide, sources
+    if not (wide.schema[size].is_numeric() and wide.schema[tokens].is_numeric()):
+        return wide, sources
+    made = f"6 {size} {tokens}"
+    return wide.with_columns((6.0 * pl.col(size) * pl.col(tokens)).alias(made)), {
+        **sources,
+        "C": made,
+    }
+
+
 def _where(wide: pl.DataFrame, where: str, source: str) -> pl.Series:
     try:
         kept = wide.select(pl.sql_expr(where).alias("kept"))["kept"]
     except pl.exceptions.ColumnNotFoundError as error:
         name = str(error).split('"')[1] if '"' in str(error) else where
+        if name not in where:  # made by a query inside the condition
+            raise RequestError(
+                f"--where {where!r} holds a query; it is a condition alone"
+            ) from None
         raise RequestError(
-            f"--where names {name!r}, which {source} has not.{nearest(name, wide.columns)}"
+            f"--where names {name!r}, which {source} has not.{nearest(name, _holding(wide))}"
         ) from None
     except pl.exceptions.PolarsError as error:
         said = str(error).splitlines()[0]
@@ -162,8 +187,10 @@ def _where(wide: pl.DataFrame, where: str, source: str) -> pl.Series:
             f"--where {where!r} cannot be read ({said}); it is a condition in SQL, as in "
             "--where \"n_layer > 1 AND optimizer = 'adamw'\""
         ) from None
-    if kept.dtype != pl.Boolean or len(kept) != wide.height:
+    if kept.dtype != pl.Boolean:
         raise RequestError(f"--where {where!r} is no condition: it gives {kept.dtype}")
+    if len(kept) != wide.height:
+        raise RequestError(f"--where {where!r} is no condition on rows: it has one answer")
     kept = kept.fill_null(False)
     if not kept.any():
         raise RequestError(f"--where {where!r} leaves no row of {source}")
@@ -186,13 +213,21 @@ def _joined(records: Records) -> pl.DataFrame:
     return wide.with_columns(filled).drop(f"{name}_of_run" for name in shared)
 
 
+def _example(values: pl.Series) -> str:
+    """The first value that is no number, or the type of all of them."""
+    if values.dtype != pl.String:
+        return f" holds {values.dtype}"
+    odd = values.filter(values.is_not_null() & values.cast(pl.Float64, strict=False).is_null())
+    return f", as in {odd[0]!r}" if len(odd) else ""
+
+
 def _numbers(points: pl.DataFrame, sources: Mapping[str, str], source: str) -> pl.DataFrame:
     roles = [name for name in _NUMBERS if name in sources]
     for role in roles:
         if not points.schema[role].is_numeric():
-            odd = points[role].drop_nulls()
-            example = f", as in {odd[0]!r}" if len(odd) else ""
-            raise RequestError(f"Not numbers in {source}: column {sources[role]} ({role}){example}")
+            raise RequestError(
+                f"Not numbers in {source}: column {sources[role]} ({role}){_example(points[role])}"
+            )
     return points.with_columns(
         pl.col("run").cast(pl.String), *(pl.col(name).cast(pl.Float64) for name in roles)
     )

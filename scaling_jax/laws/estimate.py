@@ -88,17 +88,23 @@ def ranges_of(values: pl.Series | np.ndarray) -> tuple[float, float]:
 
 
 def held_out(
-    points: Points, seen: np.ndarray, hidden: np.ndarray, end: np.ndarray | None = None
+    points: Points,
+    weights: np.ndarray,
+    hidden: np.ndarray,
+    end: np.ndarray | None = None,
 ) -> HeldOut | None:
-    """Errors of the `hidden` points (n,) from a fit to the `seen` ones (n,), None where it fails.
+    """Errors of the `hidden` points (n,) from a fit to the others, None where it fails.
 
-    `end` (n,) marks the last points of their runs; without it every point is one.
+    Points without weight (n,) are on neither side. `end` (n,) marks the last points of their runs;
+    without it every point is one.
     """
+    used = weights > 0
+    seen, hidden = used & ~hidden, used & hidden
     if not hidden.any() or seen.sum() <= len(points.law.lower):
         return None
     if any(np.ptp(row) > 0 and np.ptp(row[seen]) == 0 for row in points.x):
         return None  # nothing was seen of how the law falls along that input
-    solution = solve(points, seen[None, :].astype(float))
+    solution = solve(points, (weights * seen)[None, :])
     if not solution.converged[0] or solution.at_bound[0]:
         return None
     error = np.abs(np.expm1(-points.residuals(solution.theta[0])))
@@ -112,7 +118,8 @@ def held_out(
 
 
 def _require_exponents(points: Points, spread: Spread, level: float) -> None:
-    for name in points.law.exponents:
+    # A law without exponents is its scales.
+    for name in points.law.exponents or points.law.params:
         low, high = spread.intervals[name]
         if high > _MAX_EXPONENT_SPAN * low:
             axes = " and of ".join(points.law.inputs)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scaling_jax.errors import RequestError, WorkError, nearest
+from scaling_jax.errors import RequestError, WorkError, counted, nearest
 from scaling_jax.laws.law import DELTA, Law, float64_cpu
 from scaling_jax.laws.solver import Found, solve_starts
 
@@ -51,14 +51,13 @@ class Solutions(NamedTuple):
 
 @dataclass(frozen=True)
 class Points:
-    """Centred log inputs x (inputs, n) and log outputs y (n,), their centres, and the starts."""
+    """Centred log inputs x (inputs, n) and log outputs y (n,), and their centres."""
 
     law: Law
     x: np.ndarray
     y: np.ndarray
     x_centre: np.ndarray
     y_centre: float
-    starts: np.ndarray
     objective: Objective
 
     def log_params(self, theta: np.ndarray) -> np.ndarray:
@@ -75,7 +74,8 @@ class Points:
     def residuals(self, theta: np.ndarray) -> np.ndarray:
         """Observed less predicted log output (n,) at theta (T,)."""
         with jax.enable_x64(True), float64_cpu():
-            predicted = self.law.log_predict(jnp.asarray(theta), jnp.asarray(self.x))
+            at = jnp.asarray(theta), jnp.asarray(self.x), self.x_centre, self.y_centre
+            predicted = self.law.log_predict(*at)
             return self.y - np.asarray(predicted)
 
 
@@ -135,19 +135,18 @@ def make_points(
     unknown = len(law.lower)
     if columns[law.output].size <= unknown:
         raise WorkError(
-            f"{columns[law.output].size} points cannot fix the {unknown} parameters of {law.slug}"
+            f"{counted(columns[law.output].size, 'point')} cannot fix the {unknown} parameters of "
+            f"{law.slug}: more than {unknown} are needed"
         )
     x = np.log(np.stack([columns[name] for name in law.inputs]))
     y = np.log(columns[law.output])
-    x_mean, y_mean = x.mean(axis=1), float(y.mean())
-    centre, level = (x_mean, y_mean) if law.centred else (np.zeros_like(x_mean), 0.0)
+    centre, level = x.mean(axis=1), float(y.mean())
     return Points(
         law=law,
         x=x - centre[:, None],
         y=y - level,
         x_centre=centre,
         y_centre=level,
-        starts=law.starts(x_mean, y_mean),
         objective=find_objective(law) if objective is None else objective,
     )
 
@@ -188,7 +187,8 @@ def require_identified(points: Points, solution: Solutions) -> None:
         law, theta = points.law, solution.theta[0]
         values = np.exp(points.log_params(theta))
         found = ", ".join(f"{k} {v:.3g}" for k, v in zip(law.params, values, strict=True))
-        bound = " and of ".join(_bounded(points, theta))
+        near = np.flatnonzero(_near_bound(law, theta))
+        bound = " and of ".join(law.coordinates[k] for k in near)
         if bound == law.offset:
             raise WorkError(
                 f"The points show no {law.offset}: the best fit has it at its bound ({found}). Fix "
@@ -198,14 +198,6 @@ def require_identified(points: Points, solution: Solutions) -> None:
             f"The points do not identify {law.slug}: the best fit lies on the bound of {bound} "
             f"({found}). Wider ranges of {' and of '.join(law.inputs)} are needed"
         )
-
-
-def _bounded(points: Points, theta: np.ndarray) -> list[str]:
-    """The parameters that go with the coordinates on a bound."""
-    ahead = points.log_params(theta + 1e-6 * np.eye(theta.size))
-    moved = np.abs(ahead - points.log_params(theta))
-    near = _near_bound(points.law, theta)
-    return [points.law.params[int(np.argmax(moved[k]))] for k in np.flatnonzero(near)]
 
 
 def solve(points: Points, weights: np.ndarray, starts: np.ndarray | None = None) -> Solutions:
@@ -249,8 +241,9 @@ def _solve_starts(points: Points, weights: np.ndarray, starts: np.ndarray | None
         objective.delta if objective.form == "huber" else np.inf,
         points.x,
         points.y,
+        (points.x_centre, points.y_centre),
         weights,
-        points.starts if starts is None else starts,
+        points.law.starts if starts is None else starts,
     )
 
 

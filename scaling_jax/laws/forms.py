@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +13,13 @@ from numpy.typing import ArrayLike
 from scaling_jax.errors import RequestError, nearest
 from scaling_jax.laws.law import (
     CHINCHILLA_DELTA,
+    EXPONENT,
+    SHARE,
     Law,
     Term,
     array_module,
-    float64_cpu,
     sum_of_powers,
 )
-
-__all__ = ["LAWS", "Law", "critical_batch", "find_law", "float64_cpu", "minimum_steps"]
 
 KAPLAN_2020 = "Kaplan et al. 2020 (arXiv 2001.08361)"
 _ONE = (0.05, 0.15, 0.5)
@@ -80,7 +80,7 @@ B_CRIT = sum_of_powers(
 def _overfitting() -> Law:
     """Kaplan's L(N, D): the terms add up under a common power."""
 
-    def log_predict(theta: jax.Array, x: jax.Array) -> jax.Array:
+    def log_predict(theta: jax.Array, x: jax.Array, x0: Any, y0: Any) -> jax.Array:
         alpha_n, alpha_d = jnp.exp(theta[0]), jnp.exp(theta[1])
         size = (theta[2] - alpha_n * x[0]) / alpha_d
         return alpha_d * jnp.logaddexp(size, (theta[3] - alpha_d * x[1]) / alpha_d)
@@ -98,26 +98,29 @@ def _overfitting() -> Law:
         params=("N_c", "D_c", "alpha_N", "alpha_D"),
         exponents=("alpha_N", "alpha_D"),
         inputs=("N", "D"),
+        coordinates=("alpha_N", "alpha_D", "N_c", "D_c"),
+        terms=("N_c", "D_c"),
         formula="L(N, D) = [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D",
         source=f"{KAPLAN_2020}, eq. 1.5 and 4.1",
         log_predict=log_predict,
         # At the centre either term alone would give the loss exp(theta), as in a sum of powers.
         to_log_params=L_NS.to_log_params,
         from_log_params=L_NS.from_log_params,
-        starts=lambda x_mean, y_mean: starts,
-        lower=np.log([0.005, 0.005, 0.001, 0.001]),
-        upper=np.log([5.0, 5.0, 3.0, 3.0]),
+        starts=starts,
+        lower=np.log([EXPONENT[0], EXPONENT[0], SHARE[0], SHARE[0]]),
+        upper=np.log([EXPONENT[1], EXPONENT[1], SHARE[1], SHARE[1]]),
     )
 
 
 def _hyperbola() -> Law:
     """Steps to one loss against the batch; B_crit is what two of the three make of each other."""
 
-    def to_log_params(theta: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
+    def to_log_params(theta: Any, x0: Any, y0: Any) -> Any:
+        xp = array_module(theta)
         steps, tokens = theta[..., :1] + y0, theta[..., 1:] + y0 + x0
-        return np.concatenate([steps, tokens, tokens - steps], axis=-1)
+        return xp.concatenate([steps, tokens, tokens - steps], axis=-1)
 
-    def from_log_params(log_params: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
+    def from_log_params(log_params: Any, x0: Any, y0: Any) -> Any:
         xp = array_module(log_params)
         return xp.concatenate([log_params[..., :1] - y0, log_params[..., 1:2] - y0 - x0], axis=-1)
 
@@ -127,14 +130,16 @@ def _hyperbola() -> Law:
         params=("S_min", "E_min", "B_crit"),
         exponents=(),
         inputs=("B",),
+        coordinates=("S_min", "E_min"),
+        terms=("S_min", "E_min"),
         formula="S(B) = S_min + E_min / B, that is (S / S_min - 1) (E / E_min - 1) = 1, E = B S",
         source=f"McCandlish et al. 2018 (arXiv 1812.06162), eq. 2.11; {KAPLAN_2020}, eq. 5.1",
-        log_predict=lambda theta, x: jnp.logaddexp(theta[0], theta[1] - x[0]),
+        log_predict=lambda theta, x, x0, y0: jnp.logaddexp(theta[0], theta[1] - x[0]),
         to_log_params=to_log_params,
         from_log_params=from_log_params,
-        starts=lambda x_mean, y_mean: shares,
-        lower=np.log([0.001, 0.001]),
-        upper=np.log([3.0, 3.0]),
+        starts=shares,
+        lower=np.log([SHARE[0], SHARE[0]]),
+        upper=np.log([SHARE[1], SHARE[1]]),
         output="S",
         delta=np.inf,
     )
@@ -143,59 +148,58 @@ def _hyperbola() -> Law:
 def _data_constrained() -> Law:
     """Chinchilla's form of effective parameters and data, which repetition makes less of.
 
-    `theta` is the logs of alpha, beta, A, B, E, R_D_star and R_N_star themselves.
+    `theta` is that of Chinchilla's form with all data fresh, then logs of R_D_star and R_N_star.
     """
-    place = [4, 2, 3, 0, 1, 5, 6]  # of E, A, B, alpha, beta, R_D_star, R_N_star in theta
-    back = np.argsort(place)
+    fresh = L_ND_CHINCHILLA
+    own = len(fresh.params)
+    scales = [fresh.params.index(name) for name in ("A", "B")]
 
-    def log_predict(theta: jax.Array, x: jax.Array) -> jax.Array:
+    def to_log_params(theta: Any, x0: Any, y0: Any) -> Any:
+        first = fresh.to_log_params(theta[..., :own], x0[:2], y0)
+        return array_module(theta).concatenate([first, theta[..., own:]], axis=-1)
+
+    def from_log_params(log_params: Any, x0: Any, y0: Any) -> Any:
+        first = fresh.from_log_params(log_params[..., :own], x0[:2], y0)
+        return array_module(log_params).concatenate([first, log_params[..., own:]], axis=-1)
+
+    def log_predict(theta: jax.Array, x: jax.Array, x0: Any, y0: Any) -> jax.Array:
         alpha, beta = jnp.exp(theta[0]), jnp.exp(theta[1])
-        unique = jnp.minimum(x[1], x[2])
+        log_params = fresh.to_log_params(theta[:own], x0[:2], y0)
+        A, B = log_params[scales[0]], log_params[scales[1]]
+        N, D, U = (x[i] + x0[i] for i in range(3))
+        unique = jnp.minimum(D, U)
         # The size that is compute-optimal for the unique tokens (Hoffmann et al. 2022, eq. 4).
-        balance = (theta[0] + theta[2] - theta[1] - theta[3]) / (alpha + beta)
+        balance = (theta[0] + A - theta[1] - B) / (alpha + beta)
         base = balance + beta / alpha * (balance + unique)
-        size = _effective(x[0], base, jnp.exp(theta[6]))
-        tokens = _effective(x[1], unique, jnp.exp(theta[5]))
-        total = jnp.logaddexp(theta[2] - alpha * size, theta[3] - beta * tokens)
+        size = _effective(N, base, jnp.exp(theta[6]))
+        tokens = _effective(D, unique, jnp.exp(theta[5]))
+        total = jnp.logaddexp(A - alpha * size, B - beta * tokens) - y0
         return jnp.logaddexp(total, theta[4])
 
-    def starts(x_mean: np.ndarray, y_mean: float) -> np.ndarray:
-        grid = itertools.product((0.2, 0.35, 0.6), _shares(), (3.0, 15.0, 100.0), (1.5, 5.0, 30.0))
-        return np.array(
-            [
-                [
-                    *np.log([a, a]),
-                    y_mean + share[0] + a * x_mean[0],
-                    y_mean + share[1] + a * x_mean[1],
-                    y_mean + share[2],
-                    *np.log([r_d, r_n]),
-                ]
-                for a, share, r_d, r_n in grid
-            ]
-        )
-
-    def _shares() -> np.ndarray:
-        return np.log([[0.25, 0.25, 0.5], [0.1, 0.1, 0.8]])
-
+    shares = np.log([[0.25, 0.25, 0.5], [0.1, 0.1, 0.8]])
+    grid = itertools.product((0.2, 0.35, 0.6), shares, (3.0, 15.0, 100.0), (1.5, 5.0, 30.0))
+    decay = np.log([0.01, 1e4])
     return Law(
         slug="data_constrained",
-        params=("E", "A", "B", "alpha", "beta", "R_D_star", "R_N_star"),
-        exponents=("alpha", "beta"),
+        params=(*fresh.params, "R_D_star", "R_N_star"),
+        exponents=fresh.exponents,
         inputs=("N", "D", "U"),
+        coordinates=(*fresh.coordinates, "R_D_star", "R_N_star"),
+        terms=fresh.terms,
         formula="L = E + A / N'^alpha + B / D'^beta, D' = U (1 + R_D_star (1 - "
         "exp(-(D / U - 1) / R_D_star))), N' likewise with R_N_star of the size optimal for U",
         source="Muennighoff et al. 2023 (arXiv 2305.16264), eq. 5 and 6; U unique tokens",
         log_predict=log_predict,
-        to_log_params=lambda theta, x0, y0: theta[..., place],
-        from_log_params=lambda log_params, x0, y0: log_params[..., back],
-        starts=starts,
-        lower=np.array([*np.log([0.005, 0.005]), -20.0, -20.0, -10.0, *np.log([0.01, 0.01])]),
-        upper=np.array([*np.log([5.0, 5.0]), 80.0, 80.0, 10.0, *np.log([1e4, 1e4])]),
-        centred=False,
+        to_log_params=to_log_params,
+        from_log_params=from_log_params,
+        starts=np.array([[*np.log([a, a]), *share, *np.log([r_d, r_n])]
+                         for a, share, r_d, r_n in grid]),
+        lower=np.append(fresh.lower, [decay[0], decay[0]]),
+        upper=np.append(fresh.upper, [decay[1], decay[1]]),
         offset="E",
         delta=CHINCHILLA_DELTA,
-        derived={"a_opt": lambda p: p["beta"] / (p["alpha"] + p["beta"])},
-    )
+        derived=fresh.derived,
+    )  # fmt: skip
 
 
 def _effective(x: jax.Array, base: jax.Array, decay: jax.Array) -> jax.Array:

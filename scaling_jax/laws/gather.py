@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import polars as pl
 
+from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.columns import flat_table
 from scaling_jax.laws.selection import (
     MOST_POINTS,
@@ -60,7 +61,7 @@ def gather(
     Rules whose column is missing are not applied: rows outside `where`, incomplete rows, one layer,
     another family, not done, learning rate not the best, warm-up, what the law's rule leaves.
     Raises `RequestError` for missing columns, values that cannot be right, and a run with two rows
-    at one place.
+    at one place, `WorkError` where no row is left.
     """
     rule = RULES[law.slug.removesuffix("_offset")]
     table = flat_table(
@@ -73,6 +74,10 @@ def gather(
     _without_initialisation(selection, law)
     least = {name: LEAST[name] for name in law.inputs}
     require_measured(selection, {**least, **weight}, law.output)
+    if weight:
+        selection.drop(pl.col("weight") == 0, "weight", "weight 0")
+    if law.slug == "pareto" and "L" in present:
+        _require_one_level(selection)
     if not records.made_ids:
         require_single(selection, dict.fromkeys((*law.inputs, "S", "tokens", "D")))
     if "n_layer" in present:
@@ -87,7 +92,18 @@ def gather(
         shape = [name for name in (*sorted(own), *_SHAPE) if name in present]
         keep_best_rate(selection, shape, equal_length=False)
     _apply(selection, rule, present, records.made_ids)
+    if selection.points.is_empty():
+        raise WorkError(f"No row is left for {law.slug}. Left out: {selection.counts()}")
     return selection
+
+
+def _require_one_level(selection: Selection) -> None:
+    if (count := selection.points["L"].n_unique()) > 1:
+        column = selection.table.sources["L"]
+        raise RequestError(
+            f"pareto is of one loss level, and {column} has {count}: --where keeps one of them, "
+            "scaling-jax critical-batch fits each"
+        )
 
 
 def _without_initialisation(selection: Selection, law: Law) -> None:

@@ -26,7 +26,7 @@ def require_independent(points: Points, fixed: Collection[str]) -> None:
     scales = [name for name in law.params if name not in (*law.exponents, law.offset)]
     terms = zip(scales, law.exponents, strict=False)  # in the order of the inputs
     held = any({scale, power} <= set(fixed) for scale, power in terms)
-    if len(law.inputs) < 2 or law.slug == "data_constrained" or held:
+    if law.slug == "data_constrained" or held:
         return
     least = _LEAST_VALUES + (law.offset is not None and law.offset not in fixed)
     for name, row in zip(law.inputs, points.x, strict=True):
@@ -34,6 +34,8 @@ def require_independent(points: Points, fixed: Collection[str]) -> None:
             raise WorkError(
                 f"{law.slug} needs {least} values of {name}, and the points have {count}"
             )
+    if len(law.inputs) < 2:
+        return
     first, second = points.x[:2]
     slope, level = np.polyfit(first, second, 1)
     left = float(np.std(second - slope * first - level))

@@ -20,7 +20,14 @@ from scaling_jax.laws.request import require_constants
 from scaling_jax.laws.result import Fit
 from scaling_jax.laws.selection import MIN_SIZES, Selection, select
 from scaling_jax.laws.slopes import Slopes, curve_slopes
-from scaling_jax.laws.window import WINDOW_RULE, Holding, Measured, Window, where_it_holds
+from scaling_jax.laws.window import (
+    WINDOW_RMS,
+    WINDOW_RULE,
+    Holding,
+    Measured,
+    Window,
+    where_it_holds,
+)
 
 if TYPE_CHECKING:
     from scaling_jax.records.store import Records
@@ -76,7 +83,7 @@ def fit_l_ns(
     return replace(
         fit,
         other=other,
-        lamps=_lamps(selection, fit, other, moved, resized, noise, slopes),
+        lamps=_lamps(selection, fit, other, window, moved, resized, noise, slopes),
         excluded=selection.excluded,
         slopes=None if isinstance(slopes, str) else slopes.to_json(),
     )
@@ -145,10 +152,10 @@ def _held_out(
     points: Points, data: Measured, inside: np.ndarray, hidden: np.ndarray, end: np.ndarray
 ) -> HeldOut | None:
     """Errors of the window's `hidden` points, from a fit to the others; None where it has none."""
-    seen, hidden = inside & ~hidden, inside & hidden
-    counts = np.unique(data.size[seen], return_counts=True)[1]
-    least = MIN_SIZES - 1 if np.unique(data.size[hidden]).size == 1 else MIN_SIZES
-    return held_out(points, seen, hidden, end) if np.sum(counts >= 2) >= least else None
+    counts = np.unique(data.size[inside & ~hidden], return_counts=True)[1]
+    least = MIN_SIZES - 1 if np.unique(data.size[inside & hidden]).size == 1 else MIN_SIZES
+    enough = np.sum(counts >= 2) >= least
+    return held_out(points, inside.astype(float), hidden, end) if enough else None
 
 
 def _beside(points: Points, data: Measured, window: Window) -> list[dict[str, float]]:
@@ -219,6 +226,7 @@ def _lamps(
     selection: Selection,
     fit: Fit,
     other: Fit | None,
+    window: Window,
     moved: list[dict[str, float]],
     resized: list[dict[str, float]],
     noise: pl.DataFrame | str,
@@ -240,6 +248,7 @@ def _lamps(
         *panel.spans(kept),
         panel.interval_promise(fit.interval_flag, fit.n_runs),
         panel.rms_residual(fit.rms_log_residual),
+        panel.window_found(window.met, fit.rms_log_residual, WINDOW_RMS),
         *(panel.held_out(name, what[name], detail[name]) for name in what),
         panel.shift(
             "convention_shift",

@@ -33,16 +33,16 @@ class Law:
 
     A law is solved in inner coordinates `theta`, all of them logarithms, with the log inputs
     and the log output measured from a centre of the data: an exponent and the size of its term at
-    the centre are nearly independent, where an exponent and its scale constant are not. A law
-    that is not `centred` is solved with both centres at zero.
+    the centre are nearly independent, where an exponent and its scale constant are not.
 
-    `log_predict(theta, x)`: theta (T,), x (inputs, n) centred log inputs -> (n,) centred log
-    output. `to_log_params(theta, x_centre, y_centre)`: (..., T) to (..., P) logs of `params`;
-    `from_log_params` is its inverse, also of traced values. `starts(x_mean, y_mean)` gives (K, T)
-    inner coordinates to start from, the means being those of the log inputs and the log output;
-    `lower` and `upper` (T,) are bounds. `offset` names the constant term, which may vanish.
-    `delta` is the Huber width of log residuals that the law is usually fitted with, infinite for
-    least squares. `derived` are functions of `params` that are reported beside them.
+    `coordinates` (T) names the parameter that each coordinate stands for, `terms` those that stand
+    for a term of the output at the centre. `log_predict(theta, x,
+    x0, y0)`: theta (T,), x (inputs, n) log inputs from their centre x0 (inputs,) -> (n,) log
+    output from its centre y0. `to_log_params(theta, x0, y0)`: (..., T) to (..., P) logs of
+    `params`; `from_log_params` is its inverse; both also of traced values. `starts` (K, T) are
+    where to start from, `lower` and `upper` (T,) bounds. `offset` names the constant term, which
+    may vanish. `delta` is the Huber width of log residuals that the law is usually fitted with,
+    infinite for least squares. `derived` are functions of `params` that are reported beside them.
     """
 
     slug: str
@@ -51,14 +51,15 @@ class Law:
     inputs: tuple[str, ...]
     formula: str
     source: str
-    log_predict: Callable[[jax.Array, jax.Array], jax.Array]
-    to_log_params: Callable[[np.ndarray, np.ndarray, float], np.ndarray]
-    from_log_params: Callable[[Any, np.ndarray, float], Any]
-    starts: Callable[[np.ndarray, float], np.ndarray]
+    coordinates: tuple[str, ...]
+    terms: tuple[str, ...]
+    log_predict: Callable[[jax.Array, jax.Array, Any, Any], jax.Array]
+    to_log_params: Callable[[Any, Any, Any], Any]
+    from_log_params: Callable[[Any, Any, Any], Any]
+    starts: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
     output: str = "loss"
-    centred: bool = True
     offset: str | None = None
     delta: float = DELTA
     derived: Mapping[str, Callable[[Mapping[str, float]], float]] = field(default_factory=dict)
@@ -75,9 +76,10 @@ class Law:
         with np.errstate(divide="ignore"):  # an offset of zero and an input of zero have limits
             x = np.log(np.stack([array.ravel() for array in arrays]))
             log_params = np.log(np.array([params[name] for name in self.params], dtype=np.float64))
-        theta = self.from_log_params(log_params, np.zeros(len(self.inputs)), 0.0)
+        x0 = np.zeros(len(self.inputs))
+        theta = self.from_log_params(log_params, x0, 0.0)
         with jax.enable_x64(True), float64_cpu():
-            y = np.asarray(self.log_predict(jnp.asarray(theta), jnp.asarray(x)))
+            y = np.asarray(self.log_predict(jnp.asarray(theta), jnp.asarray(x), x0, 0.0))
         with np.errstate(over="ignore"):  # beyond float64 the output is inf
             return np.exp(y).reshape(arrays[0].shape)
 
@@ -132,9 +134,9 @@ class Term(NamedTuple):
 
 # Exponents from 1/200 to 5, and any term from a thousandth of the output to three times it: a fit
 # that rests on a bound has lost a term or an exponent and is not identified.
-_EXPONENT = (0.005, 5.0)
+EXPONENT = (0.005, 5.0)
 _POWER_OF_RECIPROCAL = (0.05, 50.0)
-_SHARE = (0.001, 3.0)
+SHARE = (0.001, 3.0)
 
 
 def sum_of_powers(
@@ -160,25 +162,26 @@ def sum_of_powers(
         + ([offset] if offset else [])
     )
     order = names if order is None else order
-    place = [names.index(name) for name in order]
-    back = [order.index(name) for name in names]
+    place = np.array([names.index(name) for name in order])
+    back = np.array([order.index(name) for name in names])
     sign = np.array([-1.0 if term.reciprocal else 1.0 for term in terms])
     ratio = np.array([term.ratio for term in terms])
 
-    def log_predict(theta: jax.Array, x: jax.Array) -> jax.Array:
+    def log_predict(theta: jax.Array, x: jax.Array, x0: Any, y0: Any) -> jax.Array:
         total = theta[count] - jnp.exp(theta[0]) * x[0]
         for k in range(1, count):
             total = jnp.logaddexp(total, theta[count + k] - jnp.exp(theta[k]) * x[k])
         return total if offset is None else jnp.logaddexp(total, theta[2 * count])
 
-    def to_log_params(theta: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
-        power = np.exp(theta[..., :count])
+    def to_log_params(theta: Any, x0: Any, y0: Any) -> Any:
+        xp = array_module(theta)
+        power = xp.exp(theta[..., :count])
         size = theta[..., count : 2 * count] + y0
-        scale = np.where(ratio, x0 + size / power, size + power * x0)
+        scale = xp.where(ratio, x0 + size / power, size + power * x0)
         parts = [scale, sign * theta[..., :count], theta[..., 2 * count :] + y0]
-        return np.concatenate(parts, axis=-1)[..., place]
+        return xp.concatenate(parts, axis=-1)[..., place]
 
-    def from_log_params(log_params: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
+    def from_log_params(log_params: Any, x0: Any, y0: Any) -> Any:
         ordered = log_params[..., back]
         scale, exponent = ordered[..., :count], sign * ordered[..., count : 2 * count]
         xp = array_module(log_params)
@@ -194,8 +197,8 @@ def sum_of_powers(
             for share in shares
         ]
     )
-    bounds = [_POWER_OF_RECIPROCAL if term.reciprocal else _EXPONENT for term in terms]
-    bounds += [_SHARE] * (grid.shape[1] - count)
+    bounds = [_POWER_OF_RECIPROCAL if term.reciprocal else EXPONENT for term in terms]
+    bounds += [SHARE] * (grid.shape[1] - count)
     return Law(
         slug=slug,
         params=order,
@@ -203,10 +206,16 @@ def sum_of_powers(
         inputs=tuple(term.input for term in terms),
         formula=formula,
         source=source,
+        coordinates=(
+            *(term.exponent for term in terms),
+            *(term.scale for term in terms),
+            *([offset] if offset else []),
+        ),
+        terms=(*(term.scale for term in terms), *([offset] if offset else [])),
         log_predict=log_predict,
         to_log_params=to_log_params,
         from_log_params=from_log_params,
-        starts=lambda x_mean, y_mean: grid,
+        starts=grid,
         lower=np.log([low for low, _ in bounds]),
         upper=np.log([high for _, high in bounds]),
         offset=offset,

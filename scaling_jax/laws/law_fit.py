@@ -73,8 +73,7 @@ def fit_law(
 
 def _points(frame: pl.DataFrame, law: Law, objective: Objective | None, size: str) -> Points:
     inputs = {name: frame[size if name == "N" else name].to_numpy() for name in law.inputs}
-    role = "S" if law.output == "S" else law.output
-    return make_points(law, inputs, frame[role].to_numpy(), objective)
+    return make_points(law, inputs, frame[law.output].to_numpy(), objective)
 
 
 def _in_other_convention(
@@ -110,9 +109,9 @@ def _fit_one(
     found = estimate(points, weights, run, points.x[0], level, resamples, seed)
     residual = found.residual
     values = np.exp(points.x + points.x_centre[:, None])
-    detail = _held_out(points, frame, values)
+    detail = _held_out(points, weights, frame, values)
     params = named(points, found.theta)
-    output = frame["S" if law.output == "S" else law.output].to_numpy()
+    output = frame[law.output].to_numpy()
     return Fit(
         law=law.slug,
         params=params,
@@ -194,7 +193,9 @@ def _derived(law, params, spread, level) -> dict[str, tuple[float, float, float]
     return found
 
 
-def _held_out(points: Points, frame: pl.DataFrame, values: np.ndarray) -> dict[str, HeldOut | None]:
+def _held_out(
+    points: Points, weights: np.ndarray, frame: pl.DataFrame, values: np.ndarray
+) -> dict[str, HeldOut | None]:
     """Hide the largest N, the largest compute, the later half of every curve; predict them."""
     inputs = dict(zip(points.law.inputs, values, strict=True))
     detail: dict[str, HeldOut | None] = {}
@@ -202,22 +203,22 @@ def _held_out(points: Points, frame: pl.DataFrame, values: np.ndarray) -> dict[s
         return detail
     if "N" in inputs:
         hidden = inputs["N"] >= _SAME_SIZE * inputs["N"].max()
-        detail["largest_N"] = held_out(points, ~hidden, hidden)
+        detail["largest_N"] = held_out(points, weights, hidden)
     compute = _compute(inputs, frame)
     if compute is not None:
         hidden = compute >= LARGEST_SHARE * compute.max()
-        detail["largest_C"] = held_out(points, ~hidden, hidden)
+        detail["largest_C"] = held_out(points, weights, hidden)
     elif "D" in inputs:
         hidden = inputs["D"] >= LARGEST_SHARE * inputs["D"].max()
-        detail["largest_D"] = held_out(points, ~hidden, hidden)
+        detail["largest_D"] = held_out(points, weights, hidden)
     of_run = frame.select(pl.len().over("run")).to_series().to_numpy()
     axis = next((name for name in ("S", "D") if name in frame.columns), None)
     if axis is not None and np.any(of_run > 1):
         end = frame.select(pl.col(axis).max().over("run")).to_series().to_numpy()
         place = frame[axis].to_numpy()
-        detail["later_half"] = held_out(
-            points, place <= end / 2, (place > end / 2) & (of_run > 1), place == end
-        )
+        later = place > end / 2
+        hidden = later & (of_run > 1)  # a run of one point has no earlier half
+        detail["later_half"] = held_out(points, weights * (hidden | ~later), hidden, place == end)
     return detail
 
 
@@ -236,7 +237,10 @@ def _compute(inputs: Mapping[str, np.ndarray], frame: pl.DataFrame) -> np.ndarra
         return inputs["C"]
     size = inputs.get("N")
     tokens = frame["D"].to_numpy() if "D" in frame.columns else None
-    return None if size is None or tokens is None else size * tokens
+    if size is None or tokens is None:
+        return None
+    with np.errstate(over="ignore"):  # only compared
+        return size * tokens
 
 
 def _point_table(

@@ -15,6 +15,7 @@ import polars as pl
 from scipy import stats
 
 from scaling_jax.errors import WorkError
+from scaling_jax.laws.request import require_level
 
 if TYPE_CHECKING:
     from scaling_jax.records.store import Records
@@ -81,8 +82,10 @@ def noise_scale(records: Records, level: float = 0.9, bins_per_decade: int = 4) 
     line (in log step) through four neighbours on each side, averaged over the windows nearest to
     the bin: where it exceeds what independent updates would give, the variance is scaled up to it.
 
-    Raises WorkError where no run recorded noise moments.
+    Raises `RequestError` for a level that is no share, `WorkError` where no run recorded noise
+    moments.
     """
+    require_level(level)
     rows: list[dict] = []
     windows = _windows(records)
     for _, run in windows.group_by("run_id", maintain_order=True):

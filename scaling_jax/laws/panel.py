@@ -28,8 +28,8 @@ MIN_BELOW_FLOOR = 0.68
 # Two terms of one decade and of half a decade can still be told apart at 1 % noise.
 MIN_DECADES_N = 1.0
 MIN_DECADES_S = 0.5
-# Fewer runs resampled, and the spread of an exponent is mostly chance.
-MIN_SIZES = 5
+# Sizes, values of an input, or runs: of fewer, the spread of an exponent is mostly chance.
+ENOUGH = 5
 # Twice the scatter that curves of this kind have around a law that holds.
 MAX_RMS = 0.02
 # A law that misses its own next doubling by more is no use for a forecast.
@@ -201,7 +201,7 @@ def spans(points: pl.DataFrame) -> list[Lamp]:
     decades_s = float(runs["d"].min())  # pyright: ignore
     count = sizes.len()
     return [
-        at_least("sizes", count, MIN_SIZES, f"{count} sizes to resample for the intervals"),
+        at_least("sizes", count, ENOUGH, f"{count} sizes to resample for the intervals"),
         at_least("decades_N", decades_n, MIN_DECADES_N, f"{decades_n:.2f} decades of N"),
         at_least("decades_S", decades_s, MIN_DECADES_S, f"{decades_s:.2f} decades of S or more"),
     ]
@@ -221,7 +221,7 @@ def distinct_values(values: Mapping[str, np.ndarray]) -> list[Lamp]:
     for name, column in values.items():
         count = np.unique(column).size
         span = float(np.log10(column.max() / column.min()))
-        lamps.append(at_least(f"values_{name}", count, MIN_SIZES, f"{count} values of {name}"))
+        lamps.append(at_least(f"values_{name}", count, ENOUGH, f"{count} values of {name}"))
         lamps.append(
             at_least(f"decades_{name}", span, MIN_DECADES_N, f"{span:.2f} decades of {name}")
         )
@@ -249,11 +249,17 @@ def replicates(points: pl.DataFrame, inputs: Sequence[str], output: str) -> Lamp
 def interval_promise(flag: str | None, runs: int) -> Lamp:
     """Can the intervals be trusted to cover as often as they say?"""
     text = flag or f"{runs} runs to tell chance from law"
-    return Lamp("interval_coverage", float(runs), float(MIN_SIZES), flag is None, text)
+    return Lamp("interval_coverage", float(runs), float(ENOUGH), flag is None, text)
 
 
 def rms_residual(rms: float) -> Lamp:
     return at_most("rms_residual", rms, MAX_RMS, f"rms log residual {rms:.2%}")
+
+
+def window_found(met: bool, rms: float, limit: float) -> Lamp:
+    """Was there any window in which the law holds as well as the rule of the window asks?"""
+    text = "a window meets its rule" if met else "no window does: the latest start, with all sizes"
+    return Lamp("window", rms, limit, met, f"rms log residual {rms:.2%}: {text}")
 
 
 def held_out(name: str, what: str, errors: HeldOut | None) -> Lamp:

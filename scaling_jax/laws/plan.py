@@ -17,6 +17,7 @@ from scaling_jax.laws.frontier import PF_DAY
 from scaling_jax.laws.plan_flags import Flag, Reach, flags, reach
 from scaling_jax.laws.plan_input import Basis, from_fit, from_published
 from scaling_jax.laws.plan_spending import Batch, Spending, growth, off_size, spend
+from scaling_jax.laws.result import plain
 
 QUANTITIES = ("params", "tokens", "batch_tokens", "steps", "loss")
 _BATCHES = ("critical", "small")
@@ -106,7 +107,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Plain data without NaN: what is not known is null."""
         basis = self.basis
-        return {
+        doc = {
             "flops": self.flops,
             "flops_min": self.flops_min,
             "pf_days": self.pf_days,
@@ -133,6 +134,7 @@ class Plan:
             "ten_times": {name: each._asdict() for name, each in self.tenfold.items()},
             "accelerator": None if self.bill is None else self.bill.to_json(),
         }
+        return plain(doc)
 
 
 def plan(
@@ -157,6 +159,11 @@ def plan(
     """
     _positive(flops, "flops")
     batch = _batch(batch)
+    if not isinstance(batch, str) and batch > flops / 6.0:
+        raise RequestError(
+            f"a batch of {batch:g} tokens is more than {flops:g} FLOPs give to one parameter, "
+            f"{flops / 6.0:.3g}"
+        )
     if constants is not None and fit is not None:
         raise RequestError("constants and fit are two bases for one plan; give one of them")
     basis = from_published(constants or "kaplan2020") if fit is None else from_fit(fit)

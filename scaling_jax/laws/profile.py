@@ -125,7 +125,7 @@ def _walk(
 class _Held:
     """The points under a law that takes one coordinate from its inputs: one program for all values.
 
-    The coordinates are the law's own where the parameter is one of them, else the logs of all its
+    The coordinates are the law's own where the parameter is one of them, else the logs of its free
     parameters. `start` is the log of the parameter at the minimum, which lies at `rest` (T,), of
     which coordinate `axis` is held; `bounds` are those of the log of the parameter.
     """
@@ -142,11 +142,14 @@ class _Held:
         start, axis = float(log_params[place]), int(np.argmax(np.abs(direction)))
         if np.allclose(direction, np.eye(theta.size)[axis], atol=1e-6):
             low, high = start + law.lower[axis] - theta[axis], start + law.upper[axis] - theta[axis]
-            return cls(_holding(points, False), axis, theta, start, (float(low), float(high)))
-        if len(law.params) != theta.size:
+            held = replace(points, law=_held_law(law, False))
+            return cls(held, axis, theta, start, (float(low), float(high)))
+        if law.params[place] not in law.coordinates:
             raise RequestError(f"{law.params[place]} of {law.slug} cannot be held by itself")
+        free = [law.params.index(name) for name in law.coordinates]
         bounds = (start - _FARTHEST, start + _FARTHEST)
-        return cls(_holding(points, True), place, log_params, start, bounds)
+        held = replace(points, law=_held_law(law, True))
+        return cls(held, free.index(place), log_params[free], start, bounds)
 
     def best(self, at: float, starts: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
         """The lowest objective with the parameter's log at `at`, and the coordinates (T,) there."""
@@ -159,27 +162,20 @@ class _Held:
         return float(found.objective[0]), found.theta[0]
 
 
-def _holding(points: Points, logs: bool) -> Points:
-    """The points with their centre as inputs, under the law that takes from them what is held."""
-    centre = np.append(points.x_centre, points.y_centre)[:, None]
-    x = np.concatenate([points.x, np.broadcast_to(centre, (centre.size, points.y.size))])
-    return replace(points, law=_held_law(points.law, logs), x=x)
-
-
 @functools.lru_cache(maxsize=64)  # a law that is another object is compiled anew
 def _held_law(law: Law, logs: bool) -> Law:
     inputs, unknown = len(law.inputs), law.lower.size
+    free = np.array([law.params.index(name) for name in law.coordinates])
 
-    def log_predict(theta: jax.Array, x: jax.Array) -> jax.Array:
+    def log_predict(theta: jax.Array, x: jax.Array, x0: Any, y0: Any) -> jax.Array:
         which, value = x[-2 * unknown : -unknown, 0], x[-unknown:, 0]
         theta = jnp.where(which > 0, value, theta)
         if logs:
-            centre: Any = x[inputs : 2 * inputs, 0]
-            level: Any = x[2 * inputs, 0]
-            theta = law.from_log_params(theta, centre, level)  # pyright: ignore
-        return law.log_predict(theta, x[:inputs])
+            log_params = jnp.zeros(len(law.params), theta.dtype).at[free].set(theta)
+            theta = law.from_log_params(log_params, x0, y0)
+        return law.log_predict(theta, x[:inputs], x0, y0)
 
     if not logs:
         return replace(law, log_predict=log_predict)
-    free = np.full(unknown, np.inf)
-    return replace(law, log_predict=log_predict, lower=-free, upper=free)
+    open_ended = np.full(unknown, np.inf)
+    return replace(law, log_predict=log_predict, lower=-open_ended, upper=open_ended)

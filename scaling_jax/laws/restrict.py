@@ -5,17 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scaling_jax.errors import RequestError, nearest
-from scaling_jax.laws.law import Law
-
-_EXPONENT = np.log([0.005, 20.0])
-_SCALE = np.array([-700.0, 700.0])  # logs of what float64 holds
-_OFFSET = np.array([-12.0, 12.0])
+from scaling_jax.laws.law import Law, array_module
 
 
 def restrict(
@@ -23,9 +19,9 @@ def restrict(
 ) -> Law:
     """The law with parameters held at the values of `fix`, and the keys of `tie` at their values.
 
-    Its coordinates are the logs of the parameters that remain, and its data are not centred. An
-    offset may be fixed at 0. Raises `RequestError` for unknown names, values that no parameter can
-    have, and where nothing is left to fit.
+    Its coordinates are those of the law that stand for parameters that are free. An offset may be
+    fixed at 0. Raises `RequestError` for unknown names, values that no parameter can have, ties of
+    unlike parameters, and where nothing is left to fit.
     """
     fix, tie = dict(fix or {}), dict(tie or {})
     if not fix and not tie:
@@ -33,7 +29,7 @@ def restrict(
     for name in (*fix, *tie, *tie.values()):
         if name not in law.params:
             raise RequestError(f"{law.slug} has no parameter {name!r}.{nearest(name, law.params)}")
-    if len(law.params) != len(law.lower):
+    if set(law.params) != set(law.coordinates):
         raise RequestError(
             f"The parameters of {law.slug} are not free of each other: none is fixed"
         )
@@ -43,58 +39,60 @@ def restrict(
     for name, other in tie.items():
         if name in fix or other in fix or other in tie or name == other:
             raise RequestError(f"{name} is tied to {other}, which is fixed or tied itself")
+        if _kind(law, name) != _kind(law, other):
+            raise RequestError(
+                f"{name} is {_kind(law, name)} and {other} is {_kind(law, other)}: they cannot be "
+                "equal"
+            )
     if len(fix) + len(tie) >= len(law.params):
         raise RequestError(f"No parameter of {law.slug} is left to fit")
     return _restricted(law, tuple(sorted(fix.items())), tuple(sorted(tie.items())))
+
+
+def _kind(law: Law, name: str) -> str:
+    if name in law.exponents:
+        return "an exponent"
+    return "an offset" if name == law.offset else "a scale"
 
 
 @functools.lru_cache(maxsize=64)  # a law that is another object is compiled anew
 def _restricted(
     law: Law, fix: tuple[tuple[str, float], ...], tie: tuple[tuple[str, str], ...]
 ) -> Law:
-    held = {name for name, _ in (*fix, *tie)}
-    free = [name for name in law.params if name not in held]
+    fixed, tied = dict(fix), dict(tie)
+    free = np.array([k for k, name in enumerate(law.coordinates) if name not in fixed | tied])
+    is_free = np.isin(np.arange(len(law.coordinates)), free)
+    back = np.maximum(np.cumsum(is_free) - 1, 0)
+    is_fixed = np.array([name in fixed for name in law.params])
     with np.errstate(divide="ignore"):
-        constant = np.array([np.log(dict(fix).get(name, 1.0)) for name in law.params])
-    source = [free.index(dict(tie).get(name, name)) if name not in dict(fix) else -1
-              for name in law.params]  # fmt: skip
-    fixed = np.array([place < 0 for place in source])
-    place = np.maximum(source, 0)
-    position = [law.params.index(name) for name in free]
-    zero = np.zeros(len(law.inputs))
+        constant = np.log([fixed.get(name, 1.0) for name in law.params])
+    source = np.array([law.params.index(tied.get(name, name)) for name in law.params])
 
-    def log_predict(theta: jax.Array, x: jax.Array) -> jax.Array:
-        full = jnp.where(jnp.asarray(fixed), jnp.asarray(constant), theta[jnp.asarray(place)])
-        return law.log_predict(law.from_log_params(full, zero, 0.0), x)
+    def complete(log_params: Any) -> Any:
+        """All parameters, from logs that are right for the free ones."""
+        return array_module(log_params).where(is_fixed, constant, log_params[..., source])
 
-    def to_log_params(theta: np.ndarray, x0: np.ndarray, y0: float) -> np.ndarray:
-        return np.where(fixed, constant, theta[..., place])
+    def whole(theta: Any, x0: Any, y0: Any) -> Any:
+        """The logs of the law's parameters at free coordinates (..., T)."""
+        xp = array_module(theta)
+        own = theta[..., back]
+        # The free exponents say what the held ones are, and all exponents what the scales are.
+        first = complete(law.to_log_params(own, x0, y0))
+        exponents = law.from_log_params(first, x0, y0)
+        return complete(law.to_log_params(xp.where(is_free, own, exponents), x0, y0))
 
-    def starts(x_mean: np.ndarray, y_mean: float) -> np.ndarray:
-        inner = law.starts(x_mean, y_mean)
-        centre = (x_mean, y_mean) if law.centred else (zero, 0.0)
-        return np.unique(law.to_log_params(inner, *centre)[..., position], axis=0)
+    def log_predict(theta: jax.Array, x: jax.Array, x0: Any, y0: Any) -> jax.Array:
+        return law.log_predict(law.from_log_params(whole(theta, x0, y0), x0, y0), x, x0, y0)
 
-    bounds = np.array([_bounds(law, name) for name in free])
     return replace(
         law,
+        coordinates=tuple(law.coordinates[k] for k in free),
         log_predict=log_predict,
-        to_log_params=to_log_params,
-        from_log_params=lambda log_params, x0, y0: log_params[..., position],
-        starts=starts,
-        lower=bounds[:, 0],
-        upper=bounds[:, 1],
-        centred=False,
+        to_log_params=whole,
+        from_log_params=lambda log_params, x0, y0: law.from_log_params(
+            complete(log_params), x0, y0
+        )[..., free],
+        starts=np.unique(law.starts[:, free], axis=0),
+        lower=law.lower[free],
+        upper=law.upper[free],
     )
-
-
-def _bounds(law: Law, name: str) -> np.ndarray:
-    if name in law.exponents:
-        return _EXPONENT
-    if not law.centred:  # the coordinates are the parameters' own logs already
-        inner = law.from_log_params(
-            np.array([float(n == name) for n in law.params]), np.zeros(len(law.inputs)), 0.0
-        )
-        place = int(np.argmax(inner))
-        return np.array([law.lower[place], law.upper[place]])
-    return _OFFSET if name == law.offset else _SCALE

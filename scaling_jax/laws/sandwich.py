@@ -122,7 +122,8 @@ def _residuals(points: Points, theta: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """Residuals (n,) and the Jacobian (n, T) of the prediction, as the objective counts them."""
     on_output = points.objective.form == "squares"
     with jax.enable_x64(True), float64_cpu():
-        found = _prediction(points.law, on_output, jnp.asarray(theta), jnp.asarray(points.x))
+        at = jnp.asarray(theta), jnp.asarray(points.x), points.x_centre, points.y_centre
+        found = _prediction(points.law, on_output, *at)
         predicted, jacobian = (np.asarray(part) for part in found)
     measured = np.exp(points.y) if on_output else points.y
     return measured - predicted, jacobian
@@ -130,10 +131,10 @@ def _residuals(points: Points, theta: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _prediction(
-    law: Law, on_output: bool, theta: jax.Array, x: jax.Array
+    law: Law, on_output: bool, theta: jax.Array, x: jax.Array, x0: jax.Array, y0: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     def model(theta: jax.Array) -> jax.Array:
-        predicted = law.log_predict(theta, x)
+        predicted = law.log_predict(theta, x, x0, y0)
         return jnp.exp(predicted) if on_output else predicted
 
     return model(theta), jax.jacfwd(model)(theta)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -44,8 +45,8 @@ class Selection:
 
     `candidates`: every loss of comparable runs (one family, constant learning rate, more than one
     layer), also of runs that are not in the fit. `excluded`: {run_id, name, rule, reason,
-    n_points}. `starts`: the first and last step at which a window may begin. `entry`: N to the
-    share of its run, in steps, that lies below the bigram floor (None without a floor).
+    n_points}. `starts`: the first and last step at which a window may begin. `below_floor`: N to
+    the share of its run, in steps, that lies below the bigram floor (None without a floor).
     """
 
     table: Table
@@ -70,6 +71,16 @@ class Selection:
         )
         for run, label, why, count in rows.iter_rows():
             self.exclude(run, label, rule, why, count)
+
+    def counts(self) -> str:
+        """Of the runs that have no point left, how many went by which rule."""
+        left = set(self.points["run"])
+        rules: dict[str, str] = {}
+        for row in self.excluded:
+            if row["run_id"] not in left:
+                rules[row["run_id"]] = row["rule"]
+        tally = Counter(rules.values())
+        return "; ".join(f"{n} run{'s' if n > 1 else ''}: {rule}" for rule, n in tally.items())
 
     def exclude(self, run: str, name: str | None, rule: str, reason: str, n_points: int) -> None:
         """List points that are not in the fit."""
@@ -185,8 +196,14 @@ def require_single(selection: Selection, place: Iterable[str]) -> None:
 
 
 def drop_incomplete(selection: Selection, roles: Sequence[str]) -> None:
-    """Leave out rows in which one of the roles is missing or not a number."""
+    """Leave out rows in which one of the roles is missing or not a number.
+
+    A run that diverged has none from there on, and that is no fault of its table.
+    """
     bad = pl.any_horizontal(pl.col(role).is_null() | pl.col(role).is_nan() for role in roles)
+    if "status" in selection.table.sources:
+        lost = bad & (pl.col("status") == "diverged")
+        selection.drop(lost, "not done", "status diverged")
     columns = [selection.table.sources[role] for role in roles]
     selection.drop(bad, "incomplete", f"missing or not a number in {' or '.join(columns)}")
 
@@ -314,13 +331,7 @@ def _require_sizes(selection: Selection) -> None:
     if len(sizes) >= MIN_SIZES:
         return
     left = ", ".join(f"{n:.4g}" for n in sizes)
-    runs_left = set(selection.points["run"])
-    rules: dict[str, set[str]] = {}
-    for row in selection.excluded:
-        if row["run_id"] not in runs_left:
-            rules[row["run_id"]] = row["rule"]
-    counts = {rule: list(rules.values()).count(rule) for rule in dict.fromkeys(rules.values())}
-    why = "; ".join(f"{n} run{'s' if n > 1 else ''}: {rule}" for rule, n in counts.items())
+    why = selection.counts()
     raise WorkError(
         f"L(N, S) needs {MIN_SIZES} sizes with {MIN_POINTS} steps each, and "
         f"{len(sizes)} {'is' if len(sizes) == 1 else 'are'} left{f' (N = {left})' if left else ''}."

@@ -60,14 +60,15 @@ def solve_starts(
     delta: float,
     x: np.ndarray,
     y: np.ndarray,
+    centre: tuple[np.ndarray, float],
     weights: np.ndarray,
     starts: np.ndarray,
 ) -> Found:
     """Minimise the weighted sum of Huber(residual; delta) from every start, for every problem.
 
-    x (inputs, n) and y (n,) are centred logs; weights (R, n); starts (K, T), or (R, K, T) where
-    each problem has its own. Residuals are of logs, or of the output itself where `on_output`;
-    an infinite `delta` makes it least squares.
+    x (inputs, n) and y (n,) are logs from their `centre` x0 (inputs,), y0; weights (R, n); starts
+    (K, T), or (R, K, T) where each problem has its own. Residuals are of logs, or of the output
+    itself where `on_output`; an infinite `delta` makes it least squares.
     """
     problems, count = len(weights), starts.shape[-2]
     pad = _padding(y.size)
@@ -84,7 +85,8 @@ def solve_starts(
     size = max(1, min(lanes, _MOST_VALUES // (y.size * theta.shape[1])))
     done = Found(np.empty_like(theta), np.empty(problem.size), np.zeros(problem.size, dtype=bool))
     with jax.enable_x64(True), float64_cpu():
-        look = functools.partial(_advance, law, on_output, jnp.asarray(x), jnp.asarray(y))
+        middle = jnp.asarray(centre[0]), jnp.asarray(centre[1])
+        look = functools.partial(_advance, law, on_output, jnp.asarray(x), jnp.asarray(y), middle)
         _run(look, np.float64(delta), weights, problem, theta, size, done)
     return Found(*(part.reshape(count, problems, *part.shape[1:]).swapaxes(0, 1) for part in done))
 
@@ -139,19 +141,19 @@ def _padding(count: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _advance(law, on_output, x, y, weights, delta, state):
-    lane = functools.partial(_advance_lane, law, on_output, x, y)
+def _advance(law, on_output, x, y, centre, weights, delta, state):
+    lane = functools.partial(_advance_lane, law, on_output, x, y, centre)
     return jax.vmap(lane, in_axes=(0, None, 0))(weights, delta, state)
 
 
-def _advance_lane(law, on_output, x, y, weights, delta, state):
+def _advance_lane(law, on_output, x, y, centre, weights, delta, state):
     lower, upper = jnp.asarray(law.lower), jnp.asarray(law.upper)
     identity = jnp.eye(lower.size, dtype=y.dtype)
     total = jnp.sum(weights)
     measured = jnp.exp(y) if on_output else y
 
     def model(theta):
-        predicted = law.log_predict(theta, x)
+        predicted = law.log_predict(theta, x, *centre)
         return jnp.exp(predicted) if on_output else predicted
 
     def local_model(theta):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize
 
-from scaling_jax.errors import WorkError
+from scaling_jax.errors import WorkError, counted
 from scaling_jax.laws.arrays import columns
 
 MIN_SPREAD = 0.1  # sd of ln D at equal N: below it D follows N, and alpha and beta are one
@@ -80,7 +80,9 @@ def variable_projection(
 
 def _require_design(n: np.ndarray, d: np.ndarray) -> None:
     if n.size < 6:
-        raise WorkError(f"{n.size} points cannot fix the 5 parameters of E + A/N^alpha + B/D^beta")
+        raise WorkError(
+            f"{counted(n.size, 'point')} cannot fix the 5 parameters of E + A/N^alpha + B/D^beta"
+        )
     if np.ptp(n) == 0:
         raise WorkError("All points have one N: alpha is not measured")
     spread = np.std(d - np.polyval(np.polyfit(n - n.mean(), d, 1), n - n.mean()))

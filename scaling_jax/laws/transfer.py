@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.errors import RequestError, WorkError, counted
 from scaling_jax.laws.arrays import columns, labels
 from scaling_jax.laws.regression import f_test, jackknife, line_over, student
 
@@ -80,17 +80,25 @@ def transfer_line(
     "training" and "converged", asks whether both phases lie on one line; see `PhaseTest`.
 
     Raises `RequestError` for unequal lengths, losses that are not positive and finite, and other
-    than two phases; `WorkError` for fewer than three runs, or where one run alone spans the line.
+    than two phases; `WorkError` for fewer than three runs, or where one run alone spans the line
+    and where the other loss never moves.
     Source: Kaplan et al. (2020), section 3.2.2, Fig. 8.
     """
     x, y = columns(loss_train=loss_train, loss_other=loss_other)
     of_run = labels("run", run, x)
     runs = np.unique(of_run)
     if runs.size < _LEAST_RUNS:
-        raise WorkError(f"{runs.size} runs give a line no interval: at least {_LEAST_RUNS}")
+        verb = "gives" if runs.size == 1 else "give"
+        raise WorkError(
+            f"{counted(runs.size, 'run')} {verb} a line no interval: at least {_LEAST_RUNS}"
+        )
     held = [of_run != each for each in runs]
     if any(np.ptp(x[rows]) <= 1e-9 * x.max() for rows in held):
         raise WorkError("Without one of its runs the line has a single loss_train, and no slope")
+    if np.ptp(y) <= 1e-9 * y.max():
+        raise WorkError(
+            f"loss_other is {y[0]:g} at every point: it is not a loss that was measured"
+        )
     centre = float(x.mean())
     fits = [line_over(x[rows] - centre).gain @ y[rows] for rows in held]
     covariance = jackknife(np.stack(fits, axis=1))

@@ -11,7 +11,7 @@ import polars as pl
 from scaling_jax.errors import RequestError
 from scaling_jax.laws.fitting import Objective, Points, make_points, solve
 from scaling_jax.laws.forms import L_NS, minimum_steps
-from scaling_jax.laws.panel import MIN_SIZES
+from scaling_jax.laws.panel import ENOUGH
 from scaling_jax.laws.selection import Selection
 
 # The widest window whose residuals are no more than this is taken: at a constant learning rate two
@@ -20,7 +20,7 @@ WINDOW_RMS = 0.014
 WINDOW_RULE = (
     f"the earliest start at which the rms log residual is at most {WINDOW_RMS:.1%}, among starts "
     "that leave every run half a decade of steps or its whole curve below the floor; where there "
-    f"is none, without the smallest sizes, one by one, down to {MIN_SIZES}; the latest start "
+    f"is none, without the smallest sizes, one by one, down to {ENOUGH}; the latest start "
     "and all sizes where that fails too"
 )
 _STARTS_PER_OCTAVE = 4
@@ -69,7 +69,7 @@ def where_it_holds(
     """The window and the sizes by `WINDOW_RULE`; sizes left out are dropped from the selection."""
     sizes = sorted(selection.points["N"].unique().to_list())
     tried: list[Holding] = []
-    for smallest in sizes[: max(1, len(sizes) - MIN_SIZES + 1)]:
+    for smallest in sizes[: max(1, len(sizes) - ENOUGH + 1)]:
         data = _data(selection, pl.col("N") >= smallest, critical_batch)
         points = make_points(L_NS, {"N": data.size, "S": data.steps}, data.loss, objective)
         window = _choose_window(points, data, selection.starts)

@@ -49,6 +49,8 @@ def read_csv(data: bytes, source: str) -> pl.DataFrame:
     names = [name.strip() for name in header]
     if not names:
         raise RequestError(f"{source} is empty.")
+    if len(names) == 1 and (mark := next((m for m in (";", "\t") if m in names[0]), None)):
+        raise RequestError(f"{source} is separated by {mark!r}: write it with commas.")
     if again := sorted({name for name in names if names.count(name) > 1}):
         raise RequestError(f"{source} has two columns named {again[0]!r}.")
     if data.count(b'"') % 2:
@@ -107,7 +109,8 @@ def _kind(series: pl.Series, kind: type, foreign: bool) -> type:
         number = _cast(series, float)
     except pl.exceptions.PolarsError:
         return kind
-    return int if (number == number.floor()).fill_null(True).all() else float
+    whole = (number == number.floor()) & (number.abs() < 2**63)
+    return int if whole.fill_null(True).all() else float
 
 
 def as_type(series: pl.Series, kind: type, source: str) -> pl.Series:

@@ -46,6 +46,7 @@ _LAMPS = {
     "interval_coverage": _Label("Runs that the intervals rest on", "at least"),
     "rms_residual": _Label("Residual, rms", "at most", True),
     "replicates": _Label("Spread of points at one place", "at most", True),
+    "window": _Label("Residual in the best window", "at most", True),
     "largest_N": _Label("Largest N from the others", "at most", True),
     "largest_C": _Label("Largest compute from the rest", "at most", True),
     "largest_D": _Label("Largest D from the rest", "at most", True),

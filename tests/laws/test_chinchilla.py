@@ -100,6 +100,7 @@ def test_a_size_too_small_never_reaches_the_loss() -> None:
     cost = chinchilla.excess_compute([0.5 * least, 0.999 * least, 1.001 * least, 1.0], BESIROGLU)
     assert np.isinf(cost[:2]).all()
     assert cost[2] > 100 and cost[3] == 1.0
+    assert np.isinf(chinchilla.excess_compute(0.5, {**BESIROGLU, "alpha": 1e6}))
 
 
 def test_local_exponents_of_the_non_embedding_frontier() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from scaling_jax.errors import RequestError
 from scaling_jax.laws.columns import flat_table
-from scaling_jax.records.store import Records
+from scaling_jax.records.store import Records, load
 
 TABLE = {
     "run_id": ["a", "a", "b", "b"],
@@ -103,7 +103,9 @@ def test_a_condition_that_is_unknown_for_a_row_leaves_it_out(read) -> None:
         ("n_layer >", r"--where 'n_layer >' cannot be read .*condition in SQL, as in"),
         ("n_layer ** 'a' (", r"cannot be read"),
         ("n_layer + 1", r"--where 'n_layer \+ 1' is no condition: it gives Int64"),
-        ("COUNT(*) > 1", r"is no condition"),
+        ("COUNT(*) > 1", r"is no condition on rows: it has one answer"),
+        ("TRUE", r"is no condition on rows: it has one answer"),
+        ("n_layer IN (SELECT 1)", r"holds a query; it is a condition alone"),
         ("n_layer > 100", r"--where 'n_layer > 100' leaves no row of .*theirs\.csv"),
         ("optimizer > 5", r"cannot be read|leaves no row"),
         ("", r"cannot be read"),
@@ -143,3 +145,32 @@ def test_a_column_of_both_tables_is_read_from_the_curve_first(make_records) -> N
     late = points["S"] > 100
     assert set(points.filter(late)["batch_tokens"]) == {256}
     assert set(points.filter(~late)["batch_tokens"]) == {1024}
+
+
+def test_the_word_in_a_column_of_numbers_is_shown_and_not_a_number_before_it(read) -> None:
+    with pytest.raises(RequestError, match=r"column params \(N\), as in '1\.5B'"):
+        flat_table(read({**TABLE, "params": ["1e6", "1e6", "1.5B", "1e7"]}), required=ROLES)
+
+
+def test_a_type_that_is_none_of_numbers_is_named_on_one_line(tmp_path) -> None:
+    path = tmp_path / "lists.parquet"
+    pl.DataFrame({**TABLE, "params": [[1, 2]] * 4}).write_parquet(path)
+    records = load(path)
+    with pytest.raises(RequestError, match=r"column params \(N\) holds List\(Int64\)$"):
+        flat_table(records, required=ROLES)
+
+
+def test_an_unknown_role_is_told_with_the_roles_alone(records) -> None:
+    with pytest.raises(RequestError, match="Known: B, B_crit, C, D, L, N, S, U, budget, loss, lr"):
+        flat_table(records, {"X": "params"}, ROLES)
+    with pytest.raises(RequestError, match=r"No role 'n' for a column\. Did you mean 'N'"):
+        flat_table(records, {"n": "params"}, ROLES)
+
+
+def test_compute_is_made_of_size_and_tokens_where_it_is_required_and_absent(read) -> None:
+    table = flat_table(read(TABLE), required=("run", "C", "loss"))
+    assert table.sources["C"] == "6 params tokens"
+    assert table.points["C"].to_list() == [6e8, 1.2e9, 6e9, 1.2e10]
+    counted = flat_table(read({**TABLE, "flops": [1, 2, 3, 4]}), required=("run", "C", "loss"))
+    assert counted.sources["C"] == "flops"
+    assert "C" not in flat_table(read(TABLE), required=ROLES).sources

@@ -8,7 +8,7 @@ import pytest
 from scaling_jax.errors import WorkError
 from scaling_jax.laws.estimate import Estimate, estimate, held_out, named, ranges_of
 from scaling_jax.laws.fitting import Points, make_points
-from scaling_jax.laws.forms import L_NS
+from scaling_jax.laws.forms import L_NS, LAWS
 
 LEVEL, SEED = 0.9, 0
 
@@ -80,10 +80,23 @@ def test_an_exponent_of_chance_is_refused(cases) -> None:
         estimated(make_points(L_NS, case.inputs, noisy))
 
 
+def test_one_arm_of_a_batch_sweep_is_refused() -> None:
+    B = np.geomspace(1e3, 1e4, 6)
+    noise = np.exp(0.01 * np.random.default_rng(0).normal(size=6))
+    points = make_points(LAWS["pareto"], {"B": B}, 4000 * (1 + 1e6 / B) * noise)
+    run = np.arange(6)
+    with pytest.raises(WorkError, match="S_min is not identified: its 90% interval runs from"):
+        estimate(points, np.ones(6), run, points.x[0], LEVEL, 0, SEED)
+
+
+def equal(points: Points) -> np.ndarray:
+    return np.ones(points.y.size)
+
+
 def test_hidden_points_are_predicted_by_a_law_that_holds(cases) -> None:
     points = through(cases["l_ns"], noise=0.0)
     hidden = points.x[0] == points.x[0].max()
-    errors = held_out(points, ~hidden, hidden)
+    errors = held_out(points, equal(points), hidden)
     assert errors is not None and errors.worst < 1e-6
     assert errors.n_points == hidden.sum() == 12
 
@@ -95,25 +108,48 @@ def test_errors_of_hidden_points_are_relative_and_of_the_last_of_their_runs(case
     factor = np.where(hidden, 1.1, 1.0) * np.where(hidden & last, 1.05, 1.0)
     loss = np.exp(points.y + points.y_centre) * factor
     moved = make_points(L_NS, cases["l_ns"].inputs, loss)
-    errors = held_out(moved, ~hidden, hidden, last)
+    errors = held_out(moved, equal(moved), hidden, last)
     assert errors is not None
     # The prediction is that of the law: too low by as much as the loss was raised.
     assert errors.median == pytest.approx(1 - 1 / 1.1, rel=1e-4)
     assert errors.worst == errors.final == pytest.approx(1 - 1 / (1.1 * 1.05), rel=1e-4)
-    every = held_out(moved, ~hidden, hidden)
+    every = held_out(moved, equal(moved), hidden)
     assert every is not None and every.final == every.worst
+
+
+def test_points_without_weight_are_neither_seen_nor_predicted(cases) -> None:
+    case = cases["l_ns"]
+    hidden = case.inputs["N"] == case.inputs["N"].max()
+    wrong = np.arange(hidden.size) % 12 == 5
+    points = make_points(L_NS, case.inputs, case.output * np.where(wrong, 1.5, 1.0))
+    errors = held_out(points, (~wrong).astype(float), hidden)
+    assert errors is not None and errors.worst < 1e-6
+    assert errors.n_points == (hidden & ~wrong).sum() == 11
+    weak = held_out(points, np.where(wrong, 1e-9, 1.0), hidden & ~wrong)
+    assert weak is not None and weak.worst < 1e-6
+    alike = held_out(points, equal(points), hidden & ~wrong)
+    assert alike is not None and alike.worst > 1e-4
 
 
 def test_what_cannot_be_predicted_is_none(cases) -> None:
     points = through(cases["l_ns"])
     nothing = np.zeros(points.y.size, dtype=bool)
-    assert held_out(points, ~nothing, nothing) is None
+    assert held_out(points, equal(points), nothing) is None
     few = nothing.copy()
     few[:4] = True
-    assert held_out(points, few, ~few) is None
+    assert held_out(points, equal(points), ~few) is None
     one_size = points.x[0] == points.x[0].min()
-    assert held_out(points, one_size, ~one_size) is None
+    assert held_out(points, equal(points), ~one_size) is None
 
 
 def test_ranges() -> None:
     assert ranges_of(np.array([3.0, 1.0, 2.0])) == (1.0, 3.0)
+
+
+def test_an_exponent_that_is_wide_open_is_refused_without_a_warning() -> None:
+    rng = np.random.default_rng(0)
+    D = np.where(np.arange(22) < 2, 3e11, 3.5e11)  # Student's t of about one degree
+    loss = 2.6 * (3e11 / D) ** 0.1 * np.exp(0.05 * rng.normal(size=22))
+    points = make_points(LAWS["l_d"], {"D": D}, loss)
+    with pytest.raises(WorkError, match="identif"):
+        estimate(points, np.ones(22), np.arange(22), points.x[0], LEVEL, 0, SEED)

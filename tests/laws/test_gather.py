@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from scaling_jax.errors import RequestError
+from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws import gather as module
+from scaling_jax.laws import panel
 from scaling_jax.laws.forms import LAWS
 from scaling_jax.laws.gather import RULES, gather
 from scaling_jax.laws.selection import PER_DECADE, Selection
@@ -186,6 +187,14 @@ def test_values_that_cannot_be_right_are_refused(read, column, value, slug, mess
         gather(read(curves(**{column: pl.lit(value)})), LAWS[slug])
 
 
+def test_rows_that_a_diverged_run_lost_are_no_fault_of_the_table(read) -> None:
+    lost = pl.when(run_id="a", step=1000).then(None).otherwise("loss")
+    status = pl.when(run_id="a").then(pl.lit("diverged")).otherwise(pl.lit("done"))
+    selection = gather(read(curves(loss=lost, status=status)), LAWS["l_nd_chinchilla"])
+    assert left_out(selection) == {"not done": 3, "initialisation": 2}
+    assert panel.complete_rows(selection).ok is True
+
+
 def test_a_row_without_a_weight_is_incomplete(read) -> None:
     weight = pl.when(pl.col("step") == 1000).then(None).otherwise(pl.col("step") + 1.0)
     selection = gather(read(curves(weight=weight)), LAWS["l_n"])
@@ -234,3 +243,23 @@ def test_runs_of_a_study_without_a_loss_are_listed(make_records) -> None:
     assert selection.points.height == 7
     row = next(row for row in selection.excluded if row["run_id"] == "waits")
     assert (row["rule"], row["n_points"]) == ("not done", 0)
+
+
+def test_rows_of_weight_zero_are_listed_as_left_out(read) -> None:
+    weight = pl.when(pl.col("step") == 1000).then(0.0).otherwise(1.0)
+    selection = gather(read(curves(weight=weight)), LAWS["l_nd_chinchilla"])
+    assert left_out(selection) == {"initialisation": 2, "weight": 2}
+
+
+def test_where_nothing_is_left_the_reasons_are_told(read) -> None:
+    with pytest.raises(WorkError, match=r"No row is left for l_n\. Left out: 2 runs: incomplete"):
+        gather(read(curves(loss=pl.lit(float("nan")))), LAWS["l_n"])
+
+
+def test_a_sweep_of_several_loss_levels_is_no_one_pareto_front(read) -> None:
+    sweep = pl.DataFrame(
+        {"B": [1e3, 1e4] * 2, "S": [9e3, 2e3, 8e3, 1e3], "L": [3.0, 3.0, 4.0, 4.0]}
+    )
+    with pytest.raises(RequestError, match="one loss level, and L has 2: --where keeps one"):
+        gather(read(sweep), LAWS["pareto"])
+    assert gather(read(sweep), LAWS["pareto"], where="L = 3").points.height == 2

@@ -45,6 +45,12 @@ def test_one_value_of_an_input_is_refused(N: np.ndarray, D: np.ndarray, which: s
         require_independent(design(N, D), ())
 
 
+def test_one_value_of_the_only_input_is_refused() -> None:
+    points = make_points(LAWS["l_d"], {"D": np.full(10, 1e9)}, np.linspace(3.0, 3.1, 10))
+    with pytest.raises(WorkError, match="l_d needs 2 values of D, and the points have 1"):
+        require_independent(points, ())
+
+
 @pytest.mark.parametrize(
     "D",
     [

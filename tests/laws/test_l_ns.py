@@ -145,7 +145,9 @@ def test_where_no_window_is_good_enough_the_latest_is_taken(make_records) -> Non
     fit = laws.fit(strong(make_records, noise=0.03), resamples=100)
     assert not window(fit)["criterion_met"]
     assert window(fit)["step_start"] == pytest.approx(window(fit)["allowed"][1])
-    assert "rms_residual" in fit.flags
+    assert {"rms_residual", "window"} <= set(fit.flags)
+    said = " ".join(laws.describe(fit).split())
+    assert "no window does: the latest start, with all sizes" in said
 
 
 def worst(fit: laws.Fit, name: str) -> float:

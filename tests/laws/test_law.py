@@ -29,9 +29,10 @@ def test_a_law_says_what_it_is(case) -> None:
     assert law.slug == case.slug and "arXiv" in law.source
     assert set(law.params) == set(case.params)
     assert set(law.exponents) <= set(law.params)
+    assert len(law.coordinates) == law.lower.size and set(law.coordinates) <= set(law.params)
     for name in (*law.inputs, *(set(law.params) - {"B_crit"})):
         assert name in law.formula
-    starts = law.starts(np.ones(len(law.inputs)), 1.0)
+    starts = law.starts
     assert starts.shape[1] == law.lower.size == law.upper.size and len(starts) >= 3
     assert np.all((law.lower < starts) & (starts < law.upper))
 
@@ -40,11 +41,11 @@ def test_inner_coordinates_predict_the_same_from_any_centre(case) -> None:
     law = LAWS[case.slug]
     log_params = np.log([case.params[name] for name in law.params])
     x = np.log(np.stack([case.inputs[name] for name in law.inputs]))
-    x0, y0 = (x.mean(axis=1) + 0.7, 0.4) if law.centred else (np.zeros(len(x)), 0.0)
+    x0, y0 = x.mean(axis=1) + 0.7, 0.4
     theta = law.from_log_params(log_params, x0, y0)
     np.testing.assert_allclose(law.to_log_params(theta, x0, y0), log_params, rtol=1e-12)
     with jax.enable_x64(True), float64_cpu():
-        y = np.asarray(law.log_predict(jnp.asarray(theta), jnp.asarray(x - x0[:, None])))
+        y = np.asarray(law.log_predict(jnp.asarray(theta), jnp.asarray(x - x0[:, None]), x0, y0))
     np.testing.assert_allclose(np.exp(y + y0), case.output, rtol=1e-12)
 
 
@@ -172,4 +173,4 @@ def test_a_new_law_is_one_entry() -> None:
     N, D, S = np.geomspace(1e6, 1e9, 5), 2e9, np.array([100.0, 1e4, 1e5, 1e6, np.inf])
     expected = 1.2 + (1e9 / N) ** 0.2 + 300 / D**0.3 + (40 / S) ** 0.7
     np.testing.assert_allclose(law.predict(params, N=N, D=D, S=S), expected, rtol=1e-12)
-    assert len(law.starts(np.zeros(3), 0.0)) == 2 * 2 * 4
+    assert len(law.starts) == 2 * 2 * 4

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from scaling_jax.errors import WorkError
+from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.noise_scale import (
     describe_noise,
     fieller,
@@ -199,6 +199,8 @@ def test_windows_without_moments_are_skipped_and_their_absence_refused():
     bare = [{k: v for k, v in row.items() if not k.startswith("grad_sq")} for row in rows]
     with pytest.raises(WorkError, match="noise moments"):
         noise_scale(records(bare))
+    with pytest.raises(RequestError, match="level is a share between 0 and 1, not 2"):
+        noise_scale(records(rows), level=2.0)
 
 
 def test_bins_are_log_spaced_and_describe_their_windows():

@@ -293,6 +293,7 @@ def test_text_says_what_is_open_and_what_was_assumed() -> None:
         ({"batch": 0.5}, "one token or more"),
         ({"batch": -4}, "batch"),
         ({"batch": 1e15, "constants": "besiroglu2024"}, "more than the whole plan's"),
+        ({"batch": 1e300}, "more than 1e.20 FLOPs give to one parameter"),
         ({"mfu": 0.0, "accelerator": "v4"}, "mfu"),
         ({"mfu": 1.5}, "mfu"),
         ({"chips": 0, "accelerator": "v4"}, "chips are 1 or more"),
@@ -314,3 +315,10 @@ def test_other_sizes_cost_what_appendix_b_says() -> None:
     assert found[2.0] == pytest.approx(excess_compute(2.0, published("kaplan2020").params))
     assert plan(1e20, "besiroglu2024").sizes[1].flops_relative == pytest.approx(1.26, abs=5e-3)
     assert plan(1e20, "deepseek2024").sizes == []
+
+
+def test_numbers_beyond_float64_are_null_in_json() -> None:
+    asked = {"batch": "small", "accelerator": "v5p-128", "usd_per_chip_hour": 1e300}
+    doc = plan(1e307, **asked).to_json()
+    assert doc["accelerator"]["money_usd"] is None
+    json.dumps(doc, allow_nan=False)

@@ -7,9 +7,11 @@ import pytest
 from scipy import optimize
 
 from scaling_jax.errors import RequestError
-from scaling_jax.laws.fitting import Objective, fit_points
+from scaling_jax.laws.fitting import Objective, fit_points, make_points, solve
 from scaling_jax.laws.forms import LAWS
 from scaling_jax.laws.restrict import restrict
+from scaling_jax.laws.sandwich import sandwich
+from scaling_jax.laws.uncertainty import spread
 
 CHINCHILLA = LAWS["l_nd_chinchilla"]
 
@@ -75,9 +77,8 @@ def test_any_single_parameter_can_be_held(cases, name: str) -> None:
     np.testing.assert_allclose(law.to_log_params(theta, np.zeros(2), 0.0), log_params)
     many = np.stack([theta, theta + 0.1])
     assert law.to_log_params(many, np.zeros(2), 0.0).shape == (2, 4)
-    starts = law.starts(np.array([14.0, 9.0]), 1.0)
-    assert starts.shape[1] == 3 and len(starts) >= 4
-    assert np.all((law.lower <= starts) & (starts <= law.upper))
+    assert law.starts.shape[1] == 3 and len(law.starts) >= 4
+    assert np.all((law.lower <= law.starts) & (law.starts <= law.upper))
 
 
 def test_the_chinchilla_part_of_a_longer_law_can_be_held(cases) -> None:
@@ -103,9 +104,47 @@ def test_the_chinchilla_part_of_a_longer_law_can_be_held(cases) -> None:
         ("l_nd_chinchilla", {"beta": 0.3}, {"beta": "alpha"}, "which is fixed or tied itself"),
         ("l_nd_chinchilla", {}, {"beta": "alpha", "alpha": "E"}, "fixed or tied itself"),
         ("l_n", {"N_c": 1e13, "alpha_N": 0.07}, {}, "No parameter of l_n is left to fit"),
+        ("l_nd_chinchilla", {}, {"beta": "A"}, "beta is an exponent and A is a scale"),
+        ("l_nd_chinchilla", {}, {"A": "E"}, "A is a scale and E is an offset"),
         ("pareto", {"S_min": 1e3}, {}, "not free of each other"),
     ],
 )
 def test_what_cannot_be_held_is_told(slug: str, fix, tie, message: str) -> None:
     with pytest.raises(RequestError, match=message.replace(".", r"\.")):
         restrict(LAWS[slug], fix, tie)
+
+
+@pytest.mark.parametrize(
+    ("slug", "fix", "tie"),
+    [
+        ("l_nd_chinchilla", {}, {"beta": "alpha"}),
+        ("l_nd_chinchilla", {"E": 1.8172}, {}),
+        ("l_nd_chinchilla", {"A": 482.01}, {}),
+        ("l_nd_chinchilla", {"E": 0.0}, {"beta": "alpha"}),
+        ("data_constrained", {}, {"beta": "alpha"}),
+    ],
+)
+def test_draws_of_a_held_law_stay_where_the_points_are(cases, slug: str, fix, tie) -> None:
+    """A scale and its exponent move together: the loss that their draws give is known well."""
+    case, rows = cases[slug], slice(None, None, 5)
+    params = {**case.params, **fix, **{name: case.params[other] for name, other in tie.items()}}
+    inputs = {name: column[rows] for name, column in case.inputs.items()}
+    loss = case.formula(**params, **inputs)
+    loss = loss * np.exp(0.03 * np.random.default_rng(2).normal(size=loss.size))
+    law = restrict(LAWS[slug], fix, tie)
+    points = make_points(law, inputs, loss, Objective("log_squares"))
+    weights, run = np.ones(loss.size), np.arange(loss.size)
+    theta = solve(points, weights[None]).theta[0]
+    draws = np.exp(spread(points, theta, weights, run, run).draws)
+    at = {name: np.exp(np.log(column).mean()) for name, column in inputs.items()}
+    of_draws = case.formula(**dict(zip(law.params, draws.T, strict=True)), **at)
+    width = np.diff(np.log(np.quantile(of_draws, [0.05, 0.95])))[0]
+    covariance = sandwich(points, theta, weights, run).covariance
+
+    def log_loss(inner: np.ndarray) -> float:
+        named = dict(zip(law.params, np.exp(points.log_params(inner)), strict=True))
+        return float(np.log(case.formula(**named, **at)))
+
+    slopes = np.array(optimize.approx_fprime(theta, log_loss, 1e-6))
+    linear = 2 * 1.645 * np.sqrt(slopes @ covariance @ slopes)
+    assert width == pytest.approx(linear, rel=0.35)

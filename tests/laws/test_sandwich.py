@@ -129,7 +129,7 @@ def test_standard_error_of_a_huber_fit_is_the_asymptotic_one(delta: float) -> No
         loss = law.predict({"N_c": 1e13, "alpha_N": alpha}, N=size)
         loss = loss * np.exp(noise * rng.normal(size=size.size))
         points = make_points(law, {"N": size}, loss, Objective("huber", delta))
-        theta = solve(points, np.ones((1, size.size)), starts=points.starts[:1]).theta[0]
+        theta = solve(points, np.ones((1, size.size)), starts=points.law.starts[:1]).theta[0]
         found = sandwich(points, theta, np.ones(size.size), np.arange(size.size))
         errors.append(np.sqrt(found.covariance[0, 0]))
     # Huber 1981, eq. 7.6.5, for normal noise: E psi^2 / (E psi')^2 over the squares of ln N.

@@ -117,6 +117,10 @@ def test_too_few_runs_and_bad_numbers_are_refused() -> None:
     two = np.isin(run, ["run 0", "run 1"])
     with pytest.raises(WorkError, match="2 runs give a line no interval"):
         transfer_line(x[two], y[two], run[two])
+    with pytest.raises(WorkError, match="1 run gives a line no interval"):
+        transfer_line(x[run == "run 0"], y[run == "run 0"], run[run == "run 0"])
+    with pytest.raises(WorkError, match="loss_other is 2 at every point"):
+        transfer_line(x, np.full(x.size, 2.0), run)
     with pytest.raises(WorkError, match="single loss_train"):
         transfer_line([3.0, 3.0, 4.0], [3.0, 3.1, 4.0], ["a", "b", "c"])
     with pytest.raises(RequestError, match="1 row of loss_other not positive"):

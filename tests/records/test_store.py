@@ -365,11 +365,18 @@ def test_numbers_come_as_whole_floats_words_and_integers(tmp_path: Path) -> None
         ("a,b\n1,2,3\n", "Expected 2 columns, got 3"),
         ('a,b\n1,"2\n', "a quoted value does not end"),
         ("a, a\n1,2\n", "two columns named 'a'"),
+        ("params;loss\n1;3\n", "is separated by ';': write it with commas"),
+        ("params\tloss\n1\t3\n", r"is separated by '\t': write it with commas"),
     ],
 )
 def test_a_faulty_csv_is_named_once(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "points.csv").write_text(text)
     assert message in fault(tmp_path / "points.csv")
+
+
+def test_amounts_beyond_whole_numbers_stay_floats(tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_text("tokens,loss\n1e12,3\n1e30,2\n")
+    assert load(tmp_path / "points.csv").curves["tokens"].to_list() == [1e12, 1e30]
 
 
 @given(st.binary(max_size=200))

@@ -120,7 +120,10 @@ def _grid_starts(points: Points) -> np.ndarray:
 
 def _solve(points: Points, weights: np.ndarray, starts: np.ndarray) -> Any:
     objective = points.objective
-    return solve_starts(points.law, False, objective.delta, points.x, points.y, weights, starts)
+    return solve_starts(
+        *(points.law, False, objective.delta, points.x, points.y),
+        (points.x_centre, points.y_centre), weights, starts,
+    )  # fmt: skip
 
 
 def _scipy(

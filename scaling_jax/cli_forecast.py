@@ -1,0 +1,120 @@
+"""The commands of forecasting: parse, call, print. They leave the accelerator alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from scaling_jax.cli_analysis import Level, Plot, Where, _analysis, _draw, _require_picture
+from scaling_jax.cli_common import Json, Source, numbers, print_json, roles
+from scaling_jax.errors import RequestError, WorkError
+
+Columns = Annotated[
+    str,
+    arg(
+        metavar="run=...,S=...,loss=...,lr=...,N=...",
+        help="The table's names of the columns; D=... where steps are not counted.",
+    ),
+]
+
+
+def forecast(
+    source: Source,
+    columns: Columns = "",
+    where: Where = None,
+    horizon: Annotated[
+        float | None,
+        arg(metavar="STEPS", help="The step to forecast, where it is not the declared end."),
+    ] = None,
+    backtest: Annotated[
+        bool, arg(help="Repeat such forecasts on the finished runs, beside baselines.")
+    ] = False,
+    observed: Annotated[
+        str, arg(metavar="F,F", help="Shares of a finished run that --backtest sees.")
+    ] = "",
+    larger: Annotated[
+        float | None,
+        arg(metavar="N", help="Forecast a model of so many parameters from the smaller ones."),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        arg(
+            metavar="FILE|NAME",
+            help="Forecast every model under a schedule: constant, cosine, linear, wsd, or a table "
+            "of step, lr. Unfinished runs go on under it.",
+        ),
+    ] = None,
+    seal: Annotated[
+        Path | None, arg(metavar="FILE", help="Write the forecasts down, to be judged by score.")
+    ] = None,
+    level: Level = 0.9,
+    plot: Plot = None,
+    json: Json = False,
+) -> int:
+    """Forecast the final loss of every unfinished run, with an interval."""
+    _require_picture(plot)
+    shares = numbers(observed, "--observed")
+    if shares is not None and not backtest:
+        raise RequestError("--observed says what --backtest sees; give --backtest too")
+    _, records = _analysis(source)
+    from scaling_jax.laws.forecast import backtest as tests
+    from scaling_jax.laws.forecast import describe
+    from scaling_jax.laws.forecast import seal as seals
+    from scaling_jax.laws.forecast.run import forecast as make
+
+    if seal is not None:
+        seals.require_new(seal)
+    found = make(
+        records,
+        roles(columns),
+        where=where,
+        horizon=horizon,
+        larger=larger,
+        schedule=schedule,
+        backtest=backtest,
+        observed=shares or tests.OBSERVED,
+        level=level,
+    )
+    if seal is not None:
+        seals.write_seal(seal, found.to_seal(), found.curves, level, source)
+    if plot is not None:
+        from scaling_jax.report.figures import forecast as figures
+
+        _draw(figures.forecasts(found), plot)
+    if json:
+        print_json(found.to_json())
+    else:
+        print(describe.describe_forecasts(found))
+    return 0
+
+
+def score(
+    files: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="SEALS... SOURCE", help="Files of --seal, and the study or table since then."),
+    ],
+    columns: Columns = "",
+    where: Where = None,
+    json: Json = False,
+) -> int:
+    """Judge sealed forecasts by what came: errors, coverage, and the baselines."""
+    if len(files) < 2:
+        raise RequestError("score takes one sealed file or more, and then the source")
+    *sealed, source = files
+    _, records = _analysis(source)
+    from scaling_jax.laws.forecast import describe
+    from scaling_jax.laws.forecast import seal as seals
+    from scaling_jax.laws.forecast.curve import curves_of
+
+    curves, _ = curves_of(records, roles(columns), where)
+    found = seals.score(sealed, curves)
+    if json:
+        print_json(found.to_json())
+    else:
+        print(describe.describe_score(found))
+    if found.changed:
+        runs = ", ".join(dict.fromkeys(row["run_id"] for row in found.changed))
+        raise WorkError(f"Data changed under a seal: {runs}")
+    return 0
