@@ -119,7 +119,9 @@ def test_a_short_way_below_the_floor_is_no_ladder(study):
     ("column", "drawn"),
     [
         ("val_loss", ["learning_curves_steps", "learning_curves_tokens", "loss_against_compute"]),
-        ("flops_6n", ["learning_curves_steps", "learning_curves_tokens"]),
+        # Compute is then 6 N D, all but that of the axis.
+        ("flops_6n", ["learning_curves_steps", "learning_curves_tokens", "envelope",
+                      "sample_efficiency"]),
         ("batch_tokens", ["learning_curves_steps", "learning_curves_tokens",
                           "loss_against_compute"]),
         # Tokens are also known from compute, all but those of the axis.

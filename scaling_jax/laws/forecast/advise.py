@@ -34,7 +34,7 @@ _MOST_SHARE = 0.25  # of the target's compute, that one candidate may cost
 _OCTAVES = 4  # rows of a curve that enter: at its end, a half, a quarter and an eighth of it
 _MOST_POINTS = 400
 # Of the gain of the best candidate. Chosen on Gemstones and on Porian et al.'s RefinedWeb runs at
-# constant rate: of 0, .01, .03, .1, .25 and .5 the largest that costs no more FLOPs in a replay.
+# constant rate: of 0, .01, .03, .1, .25 and .5 the largest whose replays cost what those of 0 do.
 _LEAST_GAIN = 0.03
 _MOST_SIDE = 16  # of the grid of candidates
 _FEW_FREEDOM = 4
