@@ -26,6 +26,7 @@ from scaling_jax.cli_analysis import (
     transfer,
 )
 from scaling_jax.cli_common import Json, pairs, print_json, print_table
+from scaling_jax.cli_curvature import curvature
 from scaling_jax.cli_forecast import forecast, score
 from scaling_jax.errors import RequestError, WorkError
 
@@ -35,12 +36,15 @@ if TYPE_CHECKING:
 
 def run(
     experiment: Annotated[Positional[Path], arg(metavar="EXPERIMENT.py")],
-    out: Annotated[Path, arg(help="Folder of the records.")] = Path("runs"),
+    out: Annotated[str, arg(help="Folder of the records and checkpoints, gs:// too.")] = "runs",
     dry_run: Annotated[bool, arg(help="Show what would be trained, and train nothing.")] = False,
     set: Annotated[
         UseAppendAction[tuple[str, ...]],
         arg(metavar="KEY=VALUE", help="A dotted config field, in every run. May be repeated."),
     ] = (),
+    budget: Annotated[
+        str | None, arg(metavar="TIME", help="Stop at a checkpoint after so long: 90s, 30m, 2h.")
+    ] = None,
     json: Json = False,
 ) -> int:
     """Train what is not finished of the study that an experiment file declares."""
@@ -52,19 +56,21 @@ def run(
     from scaling_jax.executors.placement import plan_cohorts
     from scaling_jax.executors.progress import StudyProgress
     from scaling_jax.executors.startup import start_jax
-    from scaling_jax.executors.stopping import StopOnSignal
+    from scaling_jax.executors.stopping import StopOnRequest, parse_budget
     from scaling_jax.records.files import as_path
 
+    stopping = StopOnRequest(None if budget is None else parse_budget(budget))
+    place = as_path(out)
     start_jax()
     messages = Console(stderr=json)
     source = next(iter(study.runs.values())).data.source
     corpus = prepare(source)
     if dry_run:
         return _dry_run(plan_cohorts(study, corpus), corpus, json)
-    with StopOnSignal() as stop, StudyProgress(messages) as progress:
-        statuses = run_study(study, as_path(out), corpus, progress, stop)
+    with stopping as stop, StudyProgress(messages) as progress:
+        statuses = run_study(study, place, corpus, progress, stop)
     tally = Counter(statuses.values())
-    folder = out / study.name
+    folder = place / study.name
     if json:
         print_json({"study": study.name, "folder": str(folder), "runs": statuses})
     else:
@@ -93,15 +99,21 @@ def status(
         print_json({"runs": frame.to_dicts()} | ({} if ahead is None else ahead.to_json()))
         return 0
     columns = {} if ahead is None else ahead.columns(records.runs["run_id"].to_list())
+    told = frame.select("name", "message").drop_nulls()
+    frame = frame.drop("message", *(name for name in _RARE if frame[name].is_null().all()))
     shown = [*frame.rows()]
     if columns:
         more = zip(*columns.values(), strict=True)
         shown = [(*row, *beside) for row, beside in zip(shown, more, strict=True)]
     print_table([*frame.columns, *columns], shown)
+    for name, message in told.rows():
+        print(f"{name}: {message}")
     for reason in () if ahead is None else ahead.reasons:
         print(f"scaling-jax: no forecast: {reason}", file=sys.stderr)
     return 0
 
+
+_RARE = ("heard_s", "left_s")  # shown where some run has one
 
 COMMANDS = {
     "run": run,
@@ -110,6 +122,7 @@ COMMANDS = {
     "forecast": forecast,
     "score": score,
     "noise": noise,
+    "curvature": curvature,
     "critical-batch": critical_batch,
     "allocate": allocate,
     "transfer": transfer,
@@ -143,7 +156,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _look_ahead(records: Records, may_stop: str | None) -> Any:
-    if may_stop is None and not set(records.runs["status"]) & {"running", "interrupted"}:
+    from scaling_jax.records.schema import UNDER_WAY
+
+    if may_stop is None and not set(records.runs["status"]) & set(UNDER_WAY):
         return None  # the analysis takes a second to import
     _leave_the_accelerator()
     from scaling_jax.laws.forecast.monitor import look_ahead
@@ -161,6 +176,8 @@ def _dry_run(cohorts: list, corpus: Any, as_json: bool) -> int:
         return 0
     print_table(COLUMNS, [tuple(row[name] for name in COLUMNS) for row in rows])
     print(f"about {sum(row['seconds'] for row in rows):,.0f} s of training, compilation apart")
+    if any(cohort.config.batch.policy.name == "noise_scale" for cohort in cohorts):
+        print("of runs that follow their noise scale, the most that they may take")
     return 0
 
 

@@ -89,21 +89,28 @@ def fit(
 
 def noise(
     source: Source,
+    precision: Annotated[
+        float,
+        arg(
+            metavar="FACTOR",
+            help="Half-width asked of the intervals: a point takes as many updates as that needs.",
+        ),
+    ] = 1.25,
     level: Level = 0.9,
     json: Json = False,
 ) -> int:
-    """Show the gradient noise scale against loss, with intervals."""
+    """Show the gradient noise scale against tokens and loss, with intervals, parts and law."""
     laws, records = _analysis(source)
     try:
-        frame = laws.noise_scale(records, level=level)
+        found = laws.measure_noise(records, level, precision)
     except WorkError as error:
         if json:
-            print_json({"level": level, "noise_scale": [], "refused": str(error)})
+            print_json({"runs": [], "level": level, "precision": precision, "refused": str(error)})
         raise
     if json:
-        print_json({"level": level, "noise_scale": frame.to_dicts()})
+        print_json(found.to_json())
     else:
-        print(laws.describe_noise(frame))
+        print(laws.describe_noise(found))
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,13 +14,13 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     model_validator,
 )
 
-from scaling_jax.errors import RequestError, nearest
-
 DECAYING = ("adamw", "adafactor", "muon")
+ADAPTIVE = ("adam", "adamw")
+# Where and how a run is computed, not what it is.
+PLACEMENT = frozenset({"mesh", "engine", "checkpoint"})
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
@@ -62,20 +61,102 @@ class DataConfig(_Part):
     unique_tokens: PositiveInt | None = None
 
 
+class BatchPolicyConfig(_Part):
+    """How the batch changes in the course of a run; it begins with `batch.sequences`.
+
+    `ramp` is pairs of a step and the sequences from that step on. `noise_scale` doubles or halves
+    the batch, between `batch.sequences` and `most_sequences`, so that it follows B_simple (in
+    sequences), or sqrt(exchange B_simple) where an exchange rate is given: as many sequences as
+    one step is worth (McCandlish et al. 2018, eq. D.6). It decides after every `every` steps, by
+    the updates since it decided last. A microbatch keeps its rows, and the learning rate is
+    multiplied by (B / batch.sequences)^lr_exponent; without `lr_exponent` by the square root, and
+    for `sgd` by B / batch.sequences itself (Malladi et al. 2022; Goyal et al. 2017).
+    """
+
+    name: Literal["fixed", "ramp", "noise_scale"] = "fixed"
+    ramp: tuple[tuple[PositiveInt, PositiveInt], ...] = ()
+    most_sequences: PositiveInt | None = None
+    exchange: PositiveFloat | None = None
+    every: PositiveInt = 100
+    lr_exponent: NonNegativeFloat | None = None
+
+    @model_validator(mode="after")
+    def _fields_belong(self) -> BatchPolicyConfig:
+        for field, policy in (
+            ("ramp", "ramp"),
+            ("most_sequences", "noise_scale"),
+            ("exchange", "noise_scale"),
+        ):
+            if getattr(self, field) and self.name != policy:
+                raise ValueError(
+                    f"batch.policy.{field} belongs to the policy {policy}, not {self.name}"
+                )
+        if self.name == "ramp" and not self.ramp:
+            raise ValueError(
+                "the policy ramp needs batch.policy.ramp: pairs of a step and the sequences from "
+                "that step on, as in [[1000, 32], [4000, 64]]"
+            )
+        if self.name == "noise_scale" and self.most_sequences is None:
+            raise ValueError(
+                "the policy noise_scale needs batch.policy.most_sequences, the largest batch"
+            )
+        steps = [step for step, _ in self.ramp]
+        if sorted(set(steps)) != steps:
+            raise ValueError(f"the steps of batch.policy.ramp must increase: {steps}")
+        return self
+
+    def describe(self) -> str:
+        """As in `ramp 1000:32 4000:64`, in the runs table."""
+        if self.name == "ramp":
+            return " ".join(["ramp", *(f"{step}:{sequences}" for step, sequences in self.ramp)])
+        if self.name == "noise_scale":
+            follows = "B_simple" if self.exchange is None else f"sqrt({self.exchange:g} B_simple)"
+            most = f"up to {self.most_sequences} sequences"
+            return f"noise_scale {follows} every {self.every} steps {most}"
+        return self.name
+
+
 class BatchConfig(_Part):
     """`sequences` of `n_ctx` tokens an update, cut into `microbatches` that are summed in turn."""
 
     sequences: PositiveInt = 16
     microbatches: PositiveInt = 1
+    policy: BatchPolicyConfig = BatchPolicyConfig()
 
     @model_validator(mode="after")
-    def _microbatches_divide(self) -> BatchConfig:
+    def _sizes_divide(self) -> BatchConfig:
         if self.sequences % self.microbatches:
             raise ValueError(
                 f"batch.sequences {self.sequences} is not divisible by "
                 f"batch.microbatches {self.microbatches}"
             )
+        most = self.policy.most_sequences
+        if most is not None and most < 2 * self.sequences:
+            raise ValueError(
+                f"batch.policy.most_sequences {most} leaves no size but batch.sequences "
+                f"{self.sequences}: it takes {2 * self.sequences} or more, twice that, or the "
+                "policy fixed"
+            )
+        for sequences in self.sizes:
+            if sequences % self.microbatches_at(sequences):
+                raise ValueError(
+                    f"a batch of {sequences}, which batch.policy.ramp leads to, is not divisible "
+                    f"into {self.microbatches_at(sequences)} microbatches of at most "
+                    f"{self.sequences // self.microbatches} sequences"
+                )
         return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Every size that the policy may lead to, in sequences, ascending."""
+        policy, sizes = self.policy, [self.sequences]
+        while policy.most_sequences is not None and 2 * sizes[-1] <= policy.most_sequences:
+            sizes.append(2 * sizes[-1])
+        return tuple(sorted({*sizes, *(sequences for _, sequences in policy.ramp)}))
+
+    def microbatches_at(self, sequences: int) -> int:
+        """Microbatches of a batch of another size: as few as have no more rows than at first."""
+        return -(-sequences * self.microbatches // self.sequences)
 
 
 class OptimizerConfig(_Part):
@@ -157,13 +238,41 @@ class EvaluationConfig(_Part):
 
 
 class NoiseConfig(_Part):
-    """Record the gradient noise moments from at least `groups` equal groups of a batch's rows.
+    """Which gradient noise moments a run records: of at least `groups` equal groups of a batch.
 
-    `None` takes what the cut of the batch gives: microbatches times data shards.
+    `groups=None` takes what the cut of the batch gives: microbatches times data shards.
+    `sequences` adds the norms of single sequences' gradients, taken inside the backward pass: of
+    the LayerNorms alone (`norms`) or of `all` kinds of parameters and their total. `parts` adds
+    each kind of parameter beside the total of the groups. `preconditioned` adds the groups'
+    moments under the metric of Adam's update; single sequences have none, since the backward pass
+    knows no metric.
+
+    The masks of dropout are part of the noise. The default records it so; whatever is asked for
+    here by name is refused with dropout, which a noise scale that is compared with others lacks.
     """
 
     enabled: bool = True
     groups: PositiveInt | None = None
+    sequences: Literal["none", "norms", "all"] = "none"
+    parts: bool = False
+    preconditioned: bool = False
+
+    def asked(self) -> list[str]:
+        """The fields that ask for more than the default records."""
+        default = NoiseConfig()
+        names = ("groups", "sequences", "parts", "preconditioned")
+        return [name for name in names if getattr(self, name) != getattr(default, name)]
+
+
+class CheckpointConfig(_Part):
+    """How often a cohort's state is written, so that it can go on from there; never its numbers.
+
+    Every `every_s` seconds, of which the last two stay, and at `kept_per_decade` log-spaced steps
+    from 10 on, which stay for good. The last state always stays.
+    """
+
+    every_s: PositiveFloat = 60.0
+    kept_per_decade: NonNegativeInt = 1
 
 
 class RunConfig(_Part):
@@ -182,10 +291,34 @@ class RunConfig(_Part):
     engine: EngineConfig = EngineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     noise: NoiseConfig = NoiseConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     steps: PositiveInt
     seed: Seed = 0
     matmul_precision: Literal["default", "high", "highest"] = "highest"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _noise_can_be_measured(self) -> RunConfig:
+        noise = self.noise
+        if not noise.enabled:
+            return self
+        if self.model.dropout and noise.asked():
+            raise ValueError(
+                f"noise.{noise.asked()[0]} would measure the masks of model.dropout "
+                f"{self.model.dropout} with the gradients: set model.dropout=0, or noise.enabled="
+                "false"
+            )
+        if noise.preconditioned and self.optimizer.name not in ADAPTIVE:
+            raise ValueError(
+                "noise.preconditioned needs the second moments of "
+                f"{' or '.join(ADAPTIVE)}, which {self.optimizer.name} has not"
+            )
+        if noise.sequences != "none" and self.batch.sequences == 1:
+            raise ValueError(
+                f"noise.sequences={noise.sequences} compares single sequences with a batch of "
+                "more: raise batch.sequences above 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> RunConfig:
@@ -196,10 +329,47 @@ class RunConfig(_Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _policy_can_decide(self) -> RunConfig:
+        policy = self.batch.policy
+        if policy.ramp and policy.ramp[-1][0] >= self.steps:
+            raise ValueError(
+                f"batch.policy.ramp changes the batch at step {policy.ramp[-1][0]}, and the run "
+                f"has {self.steps} steps"
+            )
+        if policy.name != "noise_scale":
+            return self
+        if not self.noise.enabled:
+            raise ValueError("the policy noise_scale reads the noise scale: set noise.enabled=true")
+        if max(self.noise.groups or 1, self.batch.microbatches) == 1:
+            raise ValueError(
+                "the policy noise_scale needs two groups a batch or more, whatever the machine: "
+                "set noise.groups or batch.microbatches"
+            )
+        if policy.every >= self.steps:
+            raise ValueError(
+                f"batch.policy.every {policy.every} leaves no decision within {self.steps} steps"
+            )
+        return self
+
     @property
     def batch_tokens(self) -> int:
-        """Tokens an update."""
+        """Tokens an update, at first where the batch changes."""
         return self.batch.sequences * self.model.n_ctx
+
+    def at_batch(self, sequences: int) -> RunConfig:
+        """The run while its batch has `sequences`: a batch that is fixed, and its learning rate."""
+        exponent = self.batch.policy.lr_exponent
+        if exponent is None:
+            exponent = 1.0 if self.optimizer.name == "sgd" else 0.5
+        microbatches = self.batch.microbatches_at(sequences)
+        lr_peak = self.optimizer.lr_peak * (sequences / self.batch.sequences) ** exponent
+        return self.model_copy(
+            update={
+                "batch": BatchConfig(sequences=sequences, microbatches=microbatches),
+                "optimizer": self.optimizer.model_copy(update={"lr_peak": lr_peak}),
+            }
+        )
 
     def unique_tokens(self, n_tokens: int) -> int:
         """Tokens that the run draws from, of a training split of `n_tokens`."""
@@ -207,86 +377,9 @@ class RunConfig(_Part):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the run's numbers, and not where and how it is computed."""
-        return self.model_dump(mode="json", exclude={"mesh", "engine"})
+        return self.model_dump(mode="json", exclude=set(PLACEMENT))
 
     def run_id(self, corpus_fingerprint: str) -> str:
         """Twelve hex digits of the identity together with the corpus it is trained on."""
         doc = {"config": self.identity(), "corpus": corpus_fingerprint}
         return hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def parse_config(doc: Mapping[str, Any]) -> RunConfig:
-    """A `RunConfig` from plain data.
-
-    Raises `RequestError` naming each faulty field, with the nearest right name of an unknown one.
-    """
-    try:
-        return RunConfig.model_validate(doc)
-    except ValidationError as error:
-        raise RequestError(explain(error)) from None
-
-
-def override(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:
-    """The config with dotted fields replaced, as in `{"model.n_layer": "3"}`.
-
-    A value is read as JSON where it is JSON and as a plain word otherwise. Setting `model.d_model`
-    without `model.d_ff` keeps the ratio d_ff / d_model, and another `optimizer.name` without
-    `optimizer.momentum` brings the momentum that it has by default. Raises `RequestError`.
-    """
-    doc = config.model_dump(mode="json")
-    ff_ratio = config.model.d_ff / config.model.d_model
-    for dotted, text in settings.items():
-        *parents, leaf = dotted.split(".")
-        part = doc
-        for i, name in enumerate([*parents, leaf]):
-            if not isinstance(part, dict) or name not in part:
-                known = _dotted_fields(RunConfig)
-                raise RequestError(f"No config field {dotted!r}.{nearest(dotted, known)}")
-            if i < len(parents):
-                part = part[name]
-        if isinstance(part[leaf], dict):
-            inside = ", ".join(f"{dotted}.{name}" for name in part[leaf])
-            raise RequestError(f"{dotted!r} is a group of fields; set one of: {inside}")
-        try:
-            part[leaf] = json.loads(text)
-        except json.JSONDecodeError:
-            part[leaf] = text
-    d_model = doc["model"]["d_model"]
-    if doc["optimizer"]["name"] != config.optimizer.name and "optimizer.momentum" not in settings:
-        del doc["optimizer"]["momentum"]
-    if "model.d_model" in settings and "model.d_ff" not in settings and isinstance(d_model, int):
-        doc["model"]["d_ff"] = round(ff_ratio * d_model)
-    return parse_config(doc)
-
-
-def _dotted_fields(part: type[BaseModel], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, field in part.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += _dotted_fields(inner, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
-
-
-def explain(error: ValidationError) -> str:
-    """What is wrong with a config, a line a fault, with the nearest right name of a field."""
-    known = _dotted_fields(RunConfig)
-    lines = []
-    for fault in error.errors(include_url=False):
-        if fault["type"] == "default_factory_not_called":  # the fault is in the field it reads
-            continue
-        dotted = ".".join(str(place) for place in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            lines.append(f"No config field {dotted!r}.{nearest(dotted, known)}")
-        else:
-            whole_part = isinstance(fault["input"], Mapping)  # a fault between fields names them
-            message = fault["msg"].removeprefix("Value error, ")
-            if fault["type"] == "value_error" and whole_part:
-                lines.append(message)
-            else:
-                lines.append(
-                    f"{dotted}: {message}" + ("" if whole_part else f" (got {fault['input']!r})")
-                )
-    return "\n".join(lines)

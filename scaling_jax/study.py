@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from scaling_jax.config import RunConfig, explain, override
+from scaling_jax.config import RunConfig
 from scaling_jax.errors import RequestError
+from scaling_jax.settings import explain, override
 
 # Config fields that are only numbers to the compiled program: runs that differ in nothing else
 # can share one.
@@ -90,15 +91,17 @@ def load_study(path: str | Path) -> Study:
 def pack(study: Study, max_lanes: Callable[[RunConfig], int]) -> list[dict[str, RunConfig]]:
     """The study's cohorts: runs of one program and about one length, `max_lanes(run)` at most.
 
-    In declared order, those that share a program one after another and the longer first. A pure
-    function of the declared study and of `max_lanes`.
+    In declared order, those that share a program one after another and the longer first. A run
+    that chooses its own batch trains alone. A pure function of the declared study and of
+    `max_lanes`.
     """
     alike: dict[str, list[str]] = {}
     for name, config in study.runs.items():
         alike.setdefault(program_key(config), []).append(name)
     cohorts: list[dict[str, RunConfig]] = []
     for names in alike.values():
-        most = max_lanes(study.runs[names[0]])
+        first = study.runs[names[0]]
+        most = 1 if first.batch.policy.name == "noise_scale" else max_lanes(first)
         open_cohort: dict[str, RunConfig] = {}
         for name in sorted(names, key=lambda name: -study.runs[name].steps):
             config = study.runs[name]
@@ -112,7 +115,7 @@ def pack(study: Study, max_lanes: Callable[[RunConfig], int]) -> list[dict[str, 
 
 
 def program_key(config: RunConfig) -> str:
-    """Equal for runs that one compiled program serves."""
+    """Equal for runs that one compiled program serves, or one sequence of programs."""
     doc = config.model_dump(mode="json")
     for *parents, leaf in _NUMBER_FIELDS:
         part = doc

@@ -165,6 +165,7 @@ def assert_one_message(out: str, err: str, *words: str) -> None:
             ["batch.sequences 8 is not divisible by batch.microbatches 3"],
         ),
         (["run", "experiment.py", "--set", "seed=1"], ["are the same run"]),
+        (["run", "experiment.py", "--budget", "2"], ["--budget takes a time as in 90s", "'2'"]),
         (["run", "experiment.py", "--set", "data.source=web"], ["data.source", "'embedded'"]),
         (["status", "nope"], ["There is no nope"]),
         (["status", "empty"], ["empty holds neither study.json nor studies"]),
@@ -313,8 +314,9 @@ def test_noise_shows_every_run(finished: Finished, capsys: pytest.CaptureFixture
     assert call("noise", source, "--json", "--level", "0.5") == 0
     doc = one_object(capsys.readouterr().out)
     assert doc["level"] == 0.5
-    assert {row["name"] for row in doc["noise_scale"]} == set(NAMES)
-    assert sum(row["noise_steps"] for row in doc["noise_scale"]) == 2 * 60
+    assert {run["name"] for run in doc["runs"]} == set(NAMES)
+    for run in doc["runs"]:
+        assert sum(point["noise_steps"] for point in run["points"]) == 60
     assert call("noise", source) == 0
     assert "N = 768" in capsys.readouterr().out
 
@@ -448,6 +450,16 @@ def test_one_process_writes_and_stops_when_asked(place: Place, started: Start) -
     assert_all_whole(place)
 
 
+def test_a_budget_stops_at_a_checkpoint(place: Place) -> None:
+    done = place.run(*LONG, "--budget", "0.1s")
+    assert done.returncode == 1
+    assert set(one_object(done.stdout)["runs"].values()) <= {"interrupted", "queued"}
+    assert done.stderr.splitlines()[-1] == (
+        "scaling-jax: stopped at the end of the budget; the same command goes on with what is not "
+        "finished"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_the_same_command_goes_on(place: Place, started: Start, number: signal.Signals) -> None:
@@ -457,7 +469,8 @@ def test_the_same_command_goes_on(place: Place, started: Start, number: signal.S
     assert first.returncode == (-number if number == signal.SIGKILL else 1)
 
     told = one_object(place.run("status", "runs", "--json").stdout)["runs"]
-    assert [(run["name"], run["status"]) for run in told] == [(n, "interrupted") for n in NAMES]
+    left = "stale" if number == signal.SIGKILL else "interrupted"
+    assert [(run["name"], run["status"]) for run in told] == [(n, left) for n in NAMES]
     assert all(run["step"] > 0 for run in told)
 
     second = started(*LONG)

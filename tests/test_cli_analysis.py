@@ -177,4 +177,44 @@ def test_what_the_parser_refuses_ends_with_2(
 def test_a_noise_scale_that_was_not_recorded_is_an_object_too(say: Say) -> None:
     status, out, err = say("noise", "corpora.csv", "--json")
     doc = one_object(out)
-    assert status == 1 and doc["noise_scale"] == [] and doc["refused"] in err
+    assert status == 1 and doc["runs"] == [] and doc["refused"] in err
+    assert all(name in err for name in ("batch.microbatches", "noise.groups", "mesh.data"))
+
+
+def test_the_noise_scale_of_anybodys_updates(say: Say) -> None:
+    """Squared norms of single updates, |G|^2 = 1 and tr Sigma = 300, at batches of 64 and 256."""
+    rng = np.random.default_rng(0)
+    gradient = 1.0 + rng.standard_normal((2000, 4, 100)) * np.sqrt(300 / 64 / 100)
+    gradient -= 0.9  # of 100 coordinates of 0.1
+    table = {
+        "step": np.arange(1, 2001),
+        "grad_sq_small": (gradient**2).sum(-1).mean(-1),
+        "grad_sq_big": (gradient.mean(1) ** 2).sum(-1),
+        "batch_small": 64,
+        "batch_big": 256,
+        "loss": 3.0,
+        "run_id": "theirs",
+    }
+    pl.DataFrame(table).write_csv("theirs.csv")
+    status, out, _ = say("noise", "theirs.csv", "--json", "--precision", "1.05")
+    doc = one_object(out)
+    (run,) = doc["runs"]
+    assert status == 0 and run["run_id"] == "theirs" and doc["precision"] == 1.05
+    assert {"tokens", "loss", "noise_scale_tokens", "interval", "determined"} <= set(
+        run["points"][0]
+    )
+    known = [point for point in run["points"] if point["determined"]]
+    assert len(known) > 5
+    inside = [point["interval"][0] <= 300 <= point["interval"][1] for point in known]
+    assert np.mean(inside) > 0.8
+    status, out, _ = say("noise", "theirs.csv")
+    assert status == 0 and "B_simple = tr(Sigma)/|G|^2 in tokens" in out
+
+
+def test_a_table_without_a_column_of_the_noise_scale_ends_with_2(say: Say) -> None:
+    pl.DataFrame({"step": [1, 2], "grad_sq_small": [2.0, 3.0]}).write_csv("half.csv")
+    status, out, err = say("noise", "half.csv", "--json")
+    assert status == 2 and out == ""
+    assert "grad_sq_big, batch_small, batch_big" in err and "tokens" in err
+    status, _, err = say("noise", "half.csv", "--precision", "0.5")
+    assert status == 2 and "precision is a factor above 1, not 0.5" in err

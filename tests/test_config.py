@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling_jax.config import ModelConfig, OptimizerConfig, RunConfig, override, parse_config
-from scaling_jax.errors import RequestError
+from scaling_jax.config import BatchConfig, ModelConfig, OptimizerConfig, RunConfig
+from scaling_jax.settings import override, parse_config
 
 CORPUS = "a-corpus"
 BASE = parse_config({"model": {"d_model": 32, "n_head": 2}, "steps": 100})
@@ -29,6 +29,8 @@ CHANGES: dict[str, str] = {
     "data.unique_tokens": "1000",
     "batch.sequences": "32",
     "batch.microbatches": "2",
+    "batch.policy.every": "50",
+    "batch.policy.lr_exponent": "0.7",
     "optimizer.name": "sgd",
     "optimizer.lr_peak": "0.01",
     "optimizer.beta1": "0.8",
@@ -44,13 +46,32 @@ CHANGES: dict[str, str] = {
     "evaluation.per_decade": "6",
     "noise.enabled": "false",
     "noise.groups": "4",
+    "noise.sequences": "norms",
+    "noise.parts": "true",
+    "noise.preconditioned": "true",
     "steps": "200",
     "seed": "1",
     "matmul_precision": "default",
     "compute_dtype": "bfloat16",
 }
-# Fields with one possible value, and one that only some optimizers may set.
-WITHOUT_A_CHANGE = {"model.arch", "data.source", "optimizer.momentum"}
+# Policies of the batch, with what belongs to them.
+RAMP = {"batch.policy.name": "ramp", "batch.policy.ramp": "[[10, 32], [50, 48]]"}
+FOLLOW = {
+    "batch.policy.name": "noise_scale",
+    "batch.policy.most_sequences": "128",
+    "batch.policy.every": "50",
+    "noise.groups": "2",
+}
+# Fields with one possible value, and those that only some optimizers or policies may set.
+WITHOUT_A_CHANGE = {
+    "model.arch",
+    "data.source",
+    "optimizer.momentum",
+    "batch.policy.name",
+    "batch.policy.ramp",
+    "batch.policy.most_sequences",
+    "batch.policy.exchange",
+}
 PLACEMENT = {
     "mesh.lane": "2",
     "mesh.data": "4",
@@ -61,6 +82,8 @@ PLACEMENT = {
     "engine.attention": "xla",
     "engine.layers": "scan",
     "engine.remat": "full",
+    "checkpoint.every_s": "5",
+    "checkpoint.kept_per_decade": "3",
 }
 
 
@@ -73,11 +96,23 @@ def leaves(doc: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 @st.composite
+def _noise(draw: st.DrawFn, optimizer: str, sequences: int) -> dict[str, Any]:
+    return {
+        "groups": draw(st.none() | st.integers(1, 8)),
+        "sequences": draw(st.sampled_from(["none", "norms", "all"])) if sequences > 1 else "none",
+        "parts": draw(st.booleans()),
+        "preconditioned": draw(st.booleans()) if optimizer in ("adam", "adamw") else False,
+    }
+
+
+@st.composite
 def configs(draw: st.DrawFn) -> RunConfig:
     n_head = draw(st.integers(1, 8))
     microbatches = draw(st.integers(1, 8))
     steps = draw(st.integers(1, 10**6))
     optimizer = draw(st.sampled_from(["adamw", "adam", "sgd", "adafactor", "muon"]))
+    dropout = draw(st.just(0.0) | st.floats(0, 0.9))
+    sequences = microbatches * draw(st.integers(1, 64))
     return RunConfig.model_validate(
         {
             "model": {
@@ -86,14 +121,14 @@ def configs(draw: st.DrawFn) -> RunConfig:
                 "n_head": n_head,
                 "d_ff": draw(st.integers(1, 1024)),
                 "activation": draw(st.sampled_from(["relu", "gelu", "silu"])),
-                "dropout": draw(st.floats(0, 0.9)),
+                "dropout": dropout,
             },
             "data": {
                 "seed": draw(st.integers(0, 2**31 - 1)),
                 "unique_tokens": draw(st.none() | st.integers(1, 10**12)),
             },
             "batch": {
-                "sequences": microbatches * draw(st.integers(1, 64)),
+                "sequences": sequences,
                 "microbatches": microbatches,
             },
             "optimizer": {
@@ -115,7 +150,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
             },
             "compute_dtype": draw(st.sampled_from(["float32", "bfloat16"])),
             "evaluation": {"tokens": draw(st.integers(1, 10**6))},
-            "noise": {"groups": draw(st.none() | st.integers(1, 8))},
+            "noise": draw(_noise(optimizer, sequences)) if dropout == 0 else {},
             "steps": steps,
             "seed": draw(st.integers(0, 2**31 - 1)),
         }
@@ -157,13 +192,18 @@ def test_the_identity_holds_precisions_and_no_placement() -> None:
     identity = BASE.identity()
     assert identity["compute_dtype"] == "float32"
     assert identity["matmul_precision"] == "highest"
-    assert not identity.keys() & {"mesh", "engine"}
+    assert not identity.keys() & {"mesh", "engine", "checkpoint"}
 
 
 def test_run_id_is_changed_by_everything_else() -> None:
     changed = [override(BASE, {dotted: text}) for dotted, text in CHANGES.items()]
     sgd = override(BASE, {"optimizer.name": "sgd"})
     changed.append(override(sgd, {"optimizer.momentum": "0.9"}))
+    changed.append(override(BASE, RAMP))
+    changed.append(override(BASE, RAMP | {"batch.policy.ramp": "[[10, 32]]"}))
+    changed.append(override(BASE, FOLLOW))
+    changed.append(override(BASE, FOLLOW | {"batch.policy.most_sequences": "64"}))
+    changed.append(override(BASE, FOLLOW | {"batch.policy.exchange": "4"}))
     ids = [config.run_id(CORPUS) for config in [BASE, *changed]]
     assert len(set(ids)) == len(ids)
 
@@ -203,74 +243,52 @@ def test_batch_tokens() -> None:
     assert config.batch_tokens == 512
 
 
+def test_the_batches_that_a_policy_may_lead_to() -> None:
+    assert BASE.batch.sizes == (16,)
+    assert override(BASE, RAMP).batch.sizes == (16, 32, 48)
+    assert override(BASE, FOLLOW).batch.sizes == (16, 32, 64, 128)
+    assert override(BASE, FOLLOW | {"batch.policy.most_sequences": "127"}).batch.sizes == (
+        *(16, 32, 64),
+    )
+
+
+def test_at_another_batch_a_run_keeps_the_rows_of_a_microbatch() -> None:
+    config = override(BASE, RAMP | {"batch.microbatches": "2"})
+    assert config.at_batch(16).batch == BatchConfig(sequences=16, microbatches=2)
+    assert config.at_batch(32).batch == BatchConfig(sequences=32, microbatches=4)
+    assert config.at_batch(4).batch == BatchConfig(sequences=4, microbatches=1)
+    assert config.at_batch(12).batch == BatchConfig(sequences=12, microbatches=2)
+    assert override(BASE, {}).at_batch(16) == BASE
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({}, 2.0),
+        ({"optimizer.name": "muon"}, 2.0),
+        ({"optimizer.name": "sgd", "optimizer.momentum": "0.9"}, 4.0),
+        ({"batch.policy.lr_exponent": "0"}, 1.0),
+        ({"batch.policy.lr_exponent": "1.5"}, 8.0),
+    ],
+)
+def test_at_another_batch_a_run_has_another_rate(settings: dict[str, str], factor: float) -> None:
+    config = override(BASE, RAMP | settings)
+    larger = config.at_batch(64)
+    assert larger.optimizer.lr_peak == pytest.approx(factor * config.optimizer.lr_peak, rel=1e-15)
+    assert config.at_batch(16).optimizer == config.optimizer
+    same = {"batch", "optimizer"}
+    assert larger.model_dump(exclude=same) == config.model_dump(exclude=same)
+
+
 def test_a_config_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         BASE.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_overriding_d_model_keeps_the_ratio_of_d_ff() -> None:
-    wide = override(BASE, {"model.d_ff": "64"})
-    assert override(wide, {"model.d_model": "48"}).model.d_ff == 96
-    assert override(wide, {"model.d_model": "48", "model.d_ff": "50"}).model.d_ff == 50
-
-
-def test_overriding_the_optimizer_brings_its_momentum() -> None:
-    muon = override(BASE, {"optimizer.name": "muon"})
-    assert muon.optimizer == OptimizerConfig(name="muon", momentum=0.95)
-    assert override(muon, {"optimizer.name": "adamw"}).optimizer == OptimizerConfig()
-    set_by_hand = override(BASE, {"optimizer.name": "sgd", "optimizer.momentum": "0.5"})
-    assert override(set_by_hand, {"optimizer.name": "sgd"}).optimizer.momentum == 0.5
-
-
-def test_null_is_none() -> None:
-    clipped = override(BASE, {"optimizer.grad_clip": "1.0"})
-    assert clipped.optimizer.grad_clip == 1.0
-    assert override(clipped, {"optimizer.grad_clip": "null"}).optimizer.grad_clip is None
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"model.n_layers": "3"}, "Did you mean 'model.n_layer'?"),
-        ({"stesp": "3"}, "Did you mean 'steps'?"),
-        ({"steps.x": "3"}, "No config field 'steps.x'"),
-        ({"model": "3"}, "group of fields; set one of: model.arch"),
-        ({"steps": "many"}, "steps: .*integer.*'many'"),
-        ({"steps": "0"}, "steps: .*greater than 0"),
-        ({"steps": "1.5"}, "steps: .*integer"),
-        ({"model.activation": "tanh"}, "model.activation: .*'relu'"),
-        ({"model.n_head": "3"}, "n_head 3 does not divide d_model 32"),
-        ({"batch.microbatches": "3"}, "batch.sequences 16 is not divisible"),
-        ({"schedule.warmup_steps": "100"}, "leaves nothing of 100 steps"),
-        ({"optimizer.name": "adam", "optimizer.weight_decay": "0.1"}, "weight_decay .*adamw"),
-        ({"optimizer.name": "sgd", "optimizer.weight_decay": "0.1"}, "weight_decay .*not sgd"),
-        ({"optimizer.momentum": "0.9"}, "momentum belongs to sgd and muon, not adamw"),
-        ({"optimizer.name": "lion"}, "optimizer.name: .*'muon'"),
-        ({"engine.attention": "flash"}, "engine.attention: .*'splash'.*'flash'"),
-        ({"engine.lanes": "0"}, "engine.lanes: .*greater than 0"),
-        ({"mesh.fdsp": "2"}, "Did you mean 'mesh.fsdp'?"),
-        ({"compute_dtype": "float16"}, "compute_dtype: .*'bfloat16'"),
-        ({"data.unique_tokens": "0"}, "data.unique_tokens: .*greater than 0"),
-        ({"optimizer.lr_peak": "NaN"}, "optimizer.lr_peak: .*finite"),
-        ({"model.dropout": "1"}, "model.dropout: .*less than 1"),
-        ({"seed": str(2**31)}, "seed: .*less than 2147483648"),
-    ],
-)
-def test_a_wrong_override_is_named(settings: dict[str, str], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
-        override(BASE, settings)
-
-
-def test_every_fault_of_a_config_is_named() -> None:
-    doc = {"model": {"d_modle": 32}, "steps": -1, "optimiser": {}}
-    with pytest.raises(RequestError) as caught:
-        parse_config(doc)
-    message = str(caught.value)
-    assert "Did you mean 'model.d_model'?" in message
-    assert "steps" in message
-    assert "optimiser" in message
-
-
-def test_a_config_without_steps_is_refused() -> None:
-    with pytest.raises(RequestError, match="steps: Field required"):
-        parse_config({"model": {}})
+def test_a_policy_in_words() -> None:
+    assert BASE.batch.policy.describe() == "fixed"
+    assert override(BASE, RAMP).batch.policy.describe() == "ramp 10:32 50:48"
+    said = "noise_scale {} every 50 steps up to 128 sequences"
+    assert override(BASE, FOLLOW).batch.policy.describe() == said.format("B_simple")
+    exchanged = override(BASE, FOLLOW | {"batch.policy.exchange": "4"})
+    assert exchanged.batch.policy.describe() == said.format("sqrt(4 B_simple)")

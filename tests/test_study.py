@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from scaling_jax.config import (
     BatchConfig,
+    BatchPolicyConfig,
     DataConfig,
     EngineConfig,
     EvaluationConfig,
     MeshConfig,
     ModelConfig,
+    NoiseConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -132,6 +134,23 @@ def test_pack_takes_as_many_lanes_as_it_is_told_for_the_shape() -> None:
     assert [len(cohort) for cohort in cohorts] == [3, 1, 1, 1]
 
 
+def test_pack_leaves_runs_alone_that_choose_their_batch() -> None:
+    ramp = BatchPolicyConfig(name="ramp", ramp=((5, 32),))
+    follow = BatchPolicyConfig(name="noise_scale", most_sequences=64, every=10)
+    runs = {
+        f"{policy.name}-s{s}": config(
+            batch=BatchConfig(sequences=16, policy=policy), noise=NoiseConfig(groups=2), seed=s
+        )
+        for policy in (ramp, follow)
+        for s in range(2)
+    }
+    assert [list(cohort) for cohort in pack(Study("s", runs), lambda _: 8)] == [
+        ["ramp-s0", "ramp-s1"],
+        ["noise_scale-s0"],
+        ["noise_scale-s1"],
+    ]
+
+
 def test_pack_parts_runs_of_very_different_lengths() -> None:
     runs = {str(steps): config(steps=steps) for steps in (100, 300, 200, 199, 132, 133)}
     assert [list(cohort) for cohort in pack(Study("s", runs), lambda _: 8)] == [
@@ -149,6 +168,7 @@ def test_pack_parts_runs_of_very_different_lengths() -> None:
         {"optimizer": OptimizerConfig(grad_clip=1.0)},
         {"evaluation": EvaluationConfig(tokens=64)},
         {"batch": BatchConfig(sequences=32)},
+        {"batch": BatchConfig(policy=BatchPolicyConfig(name="ramp", ramp=((5, 32),)))},
         {"compute_dtype": "bfloat16"},
         {"engine": EngineConfig(remat="full")},
         {"mesh": MeshConfig(tensor=2)},

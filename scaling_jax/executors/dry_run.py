@@ -10,6 +10,7 @@ import jax
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.executors.placement import Cohort
 from scaling_jax.models.counts import counts
+from scaling_jax.training.batch_size import most_tokens
 from scaling_jax.training.mesh import describe_mesh, make_mesh
 from scaling_jax.training.program import compile_program
 
@@ -23,14 +24,14 @@ def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]
     """One row a run, in the order of training.
 
     `GiB` is the estimated need of its cohort on each device, `seconds` its share of the cohort's
-    time.
+    time. Of a run that chooses its batch itself, all are the most that it may take.
     """
     rows = []
     for number, (cohort, seconds) in enumerate(
         zip(cohorts, estimate_seconds(cohorts, corpus), strict=True), start=1
     ):
         for name, config in cohort.runs.items():
-            tally, tokens = counts(config.model), config.steps * config.batch_tokens
+            tally, tokens = counts(config.model), most_tokens(config)
             rows.append(
                 {
                     "cohort": number,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
+from collections import deque
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -14,24 +16,31 @@ from etils import epath
 from scaling_jax.config import RunConfig
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.errors import RequestError, WorkError
-from scaling_jax.executors.placement import Cohort, plan_cohorts
+from scaling_jax.executors.placement import Cohort, place_cohort, plan_cohorts
 from scaling_jax.models.counts import counts
-from scaling_jax.records.files import FolderLock
-from scaling_jax.records.writer import RunWriter, run_status, write_study
+from scaling_jax.records.coverage import recorded_until
+from scaling_jax.records.locks import FolderLock
+from scaling_jax.records.status import run_status
+from scaling_jax.records.writer import RunWriter, write_study
 from scaling_jax.study import Study, program_key
+from scaling_jax.training.checkpoints import Restored, Shelf
 from scaling_jax.training.engine import describe_engine
 from scaling_jax.training.mesh import describe_mesh, make_mesh
-from scaling_jax.training.program import Program, compile_program
-from scaling_jax.training.trainer import Observer, train_cohort
+from scaling_jax.training.program import Program, abstract_state, compile_program
+from scaling_jax.training.saving import Checkpoints, kept_steps
+from scaling_jax.training.trainer import Ended, Observer, train_cohort
 
 FINISHED = ("done", "diverged")
+MOST_TRIES = 3
+
+Runs = Mapping[str, RunConfig]
 
 
 class Reporter(Protocol):
     """Shows how a study goes."""
 
-    def cohort(self, cohort: Cohort, number: int, of: int) -> Observer:
-        """A cohort is about to be compiled; what it returns is told of each chunk."""
+    def cohort(self, cohort: Cohort, number: int, of: int, step: int) -> Observer:
+        """A cohort goes on from `step`; what is returned is told of each chunk."""
         ...
 
     def compiled(self, seconds: float) -> None:
@@ -52,62 +61,139 @@ def run_study(
 ) -> dict[str, str]:
     """Trains what is not finished and returns the status of every run by name.
 
-    A run that fails or diverges does not stop the others. Raises `RequestError` where `out` is no
-    folder or another process writes in it.
+    Each run goes on from its newest whole checkpoint. A run that fails or diverges does not stop
+    the others; what failed is tried again once they are through, `MOST_TRIES` times in all. Raises
+    `RequestError` where `out` is no folder that checkpoints can be written to, or another process
+    writes in it.
     """
+    if os.fspath(out).startswith("s3://"):
+        # Orbax takes no such path for an absolute one.
+        raise RequestError(
+            f"--out {out}: checkpoints cannot be written to s3://; name a folder or gs://, and "
+            "copy the records when the study has ended"
+        )
     if out.exists() and not out.is_dir():
         raise RequestError(f"--out {out} is a file; name a folder")
     cohorts = plan_cohorts(study, corpus)
     run_ids = {name: config.run_id(corpus.fingerprint) for name, config in study.runs.items()}
-    statuses: dict[str, str] = {}
-    with FolderLock(out):
+    with FolderLock(out) as lock:
         write_study(out, study.name, study.description, list(study.laws), run_ids)
-        for name, run_id in run_ids.items():
-            known = run_status(out, run_id)
-            statuses[name] = known["status"] if known else "queued"
-        open_cohorts = [
-            cohort
+        known = {name: run_status(out, run_id) for name, run_id in run_ids.items()}
+        statuses = {name: state["status"] if state else "queued" for name, state in known.items()}
+        return _Training(
+            cohorts, out, corpus, reporter, lambda: lock.lost() or stop(), statuses
+        ).run()
+
+
+class _Training:
+    """The work that a study leaves to do, cohort after cohort."""
+
+    def __init__(
+        self,
+        cohorts: list[Cohort],
+        out: epath.Path,
+        corpus: Corpus,
+        reporter: Reporter,
+        stop: Callable[[], str | None],
+        statuses: dict[str, str],
+    ):
+        self._out = out
+        self._corpus = corpus
+        self._reporter = reporter
+        self._stop = stop
+        self._statuses = statuses
+        self._programs = _Programs(corpus)
+        self._ids = {
+            name: config.run_id(corpus.fingerprint)
             for cohort in cohorts
-            if any(statuses[name] not in FINISHED for name in cohort.runs)
-        ]
-        programs = _Programs(corpus)
-        for number, cohort in enumerate(open_cohorts, start=1):
-            if stop() is not None:
-                break
-            observe = reporter.cohort(cohort, number, len(open_cohorts))
-            fresh = [name for name in cohort.runs if statuses[name] not in FINISHED]
-            writers = {name: RunWriter(out, run_ids[name]) for name in fresh}
-            ended = _train(cohort, writers, corpus, programs, stop, reporter, observe)
-            for name in fresh:
-                statuses[name] = ended[name][0]
-                reporter.ended(name, *ended[name])
-    return statuses
+            for name, config in cohort.runs.items()
+        }
+        self._shelf = Shelf(out, [[self._ids[name] for name in cohort.runs] for cohort in cohorts])
+        self._waiting = deque((cohort, 1) for cohort in cohorts if self._open(cohort.runs))
+        self._number = 0
 
+    def run(self) -> dict[str, str]:
+        """Trains until nothing is left, or there is a reason to stop."""
+        while self._waiting and self._stop() is None:
+            cohort, tries = self._waiting.popleft()
+            parts = self._by_step(cohort.runs)
+            if len(parts) > 1:
+                placed = [place_cohort(runs, self._corpus) for _, runs in parts if self._open(runs)]
+                self._waiting.extendleft((part, tries) for part in reversed(placed))
+                continue
+            restored = self._restore(cohort, parts[0][0])
+            if restored is None and parts[0][0]:
+                self._waiting.appendleft((cohort, tries))
+                continue
+            self._number += 1
+            self._train(cohort, restored, tries)
+        return self._statuses
 
-def _train(
-    cohort: Cohort,
-    writers: Mapping[str, RunWriter],
-    corpus: Corpus,
-    programs: _Programs,
-    stop: Callable[[], str | None],
-    reporter: Reporter,
-    observe: Observer,
-) -> dict[str, tuple[str, str]]:
-    for name, writer in writers.items():
-        config = cohort.runs[name]
-        doc = {"config": config.model_dump(mode="json"), "row": run_row(config, corpus)}
-        writer.begin(doc, environment(cohort), config.steps)
-    try:
-        program, fresh = programs.get(cohort)
-        if fresh:
-            reporter.compiled(program.compile_s)
-        ended = train_cohort(cohort.runs, program, writers, stop, observe)
-        return {name: (ended[name].status, ended[name].message) for name in writers}
-    except (WorkError, jax.errors.JaxRuntimeError, MemoryError) as error:
-        message = " ".join(str(error).split())[:500]
-        for writer in writers.values():
-            writer.finish("failed", message)
-        return {name: ("failed", message) for name in writers}
+    def _open(self, runs: Runs) -> list[str]:
+        """Those that are not finished."""
+        return [name for name in runs if self._statuses[name] not in FINISHED]
+
+    def _by_step(self, runs: Runs) -> list[tuple[int, dict[str, RunConfig]]]:
+        """The runs by the step of their newest checkpoint: from one step, one program goes on."""
+        newest = self._shelf.newest([self._ids[name] for name in runs])
+        parts: dict[int, dict[str, RunConfig]] = {}
+        for name, config in runs.items():
+            parts.setdefault(newest[self._ids[name]], {})[name] = config
+        return sorted(parts.items())
+
+    def _restore(self, cohort: Cohort, step: int) -> Restored | None:
+        if step == 0:
+            return None
+        return self._shelf.restore(
+            self._identities(cohort.runs),
+            step,
+            abstract_state(cohort.config, len(cohort.runs), make_mesh(cohort.mesh)),
+            {
+                self._ids[name]: recorded_until(self._out, self._ids[name])
+                for name in self._open(cohort.runs)
+            },
+        )
+
+    def _train(self, cohort: Cohort, restored: Restored | None, tries: int) -> None:
+        step = restored.step if restored else 0
+        observe = self._reporter.cohort(
+            cohort, self._number, self._number + len(self._waiting), step
+        )
+        open_runs = self._open(cohort.runs)
+        writers = {name: RunWriter(self._out, self._ids[name]) for name in open_runs}
+        for name, writer in writers.items():
+            config = cohort.runs[name]
+            doc = {"config": config.model_dump(mode="json"), "row": run_row(config, self._corpus)}
+            writer.begin(doc, environment(cohort), config.steps, step or None)
+        kept = kept_steps(cohort.steps, cohort.config.checkpoint.kept_per_decade)
+        checkpoints = Checkpoints(self._out, self._identities(cohort.runs), kept)
+        if restored is not None and restored.own:
+            checkpoints.go_on_from(step)
+        try:
+            program, fresh = self._programs.get(cohort)
+            if fresh:
+                self._reporter.compiled(program.compile_s)
+            ended = train_cohort(
+                cohort.runs, program, writers, checkpoints, restored, self._stop, observe
+            )
+        except (WorkError, jax.errors.JaxRuntimeError, MemoryError) as error:
+            message = " ".join(str(error).split())[:500]
+            ended = dict.fromkeys(writers, Ended("failed", message))
+            for writer in writers.values():
+                writer.finish("failed", message)
+            if tries < MOST_TRIES:
+                self._waiting.append((cohort, tries + 1))
+        finally:
+            checkpoints.close()
+        for name in open_runs:
+            self._statuses[name] = ended[name].status
+            self._reporter.ended(name, *ended[name])
+
+    def _identities(self, runs: Runs) -> dict[str, Any]:
+        return {
+            self._ids[name]: {"config": config.identity(), "corpus": self._corpus.fingerprint}
+            for name, config in runs.items()
+        }
 
 
 class _Programs:
@@ -155,6 +241,7 @@ def run_row(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
         "batch_tokens": config.batch_tokens,
         "batch_sequences": batch.sequences,
         "microbatches": batch.microbatches,
+        "batch_policy": batch.policy.describe(),
         "steps": config.steps,
         "optimizer": optimizer.name,
         **optimizer.model_dump(exclude={"name", "eps"}),
@@ -167,7 +254,7 @@ def run_row(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
 
 def environment(cohort: Cohort) -> dict[str, str]:
     """What the numbers were made with: versions, device, mesh and engine."""
-    packages = ("scaling_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+    packages = ("scaling_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = " ".join(f"{name} {version(name)}" for name in packages)
     device = jax.devices()[0]
     return {

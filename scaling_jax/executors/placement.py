@@ -13,6 +13,7 @@ from scaling_jax.config import EngineConfig, MeshConfig, RunConfig
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.errors import RequestError
 from scaling_jax.study import Study, pack
+from scaling_jax.training.batch_size import most_tokens
 from scaling_jax.training.engine import device_memory, resolve_engine
 from scaling_jax.training.memory import Memory, estimate_memory
 from scaling_jax.training.mesh import resolve_mesh, sizes
@@ -41,10 +42,14 @@ class Cohort:
         return next(iter(self.runs.values()))
 
     @property
+    def steps(self) -> int:
+        """Updates of the program: a lane that ends early is carried along."""
+        return max(config.steps for config in self.runs.values())
+
+    @property
     def tokens(self) -> int:
-        """Tokens that the program computes: a lane that ends early is carried along."""
-        steps = max(config.steps for config in self.runs.values())
-        return len(self.runs) * steps * self.config.batch_tokens
+        """Tokens that the program computes, the most where a run chooses its batch itself."""
+        return len(self.runs) * max(most_tokens(config) for config in self.runs.values())
 
 
 def plan_cohorts(study: Study, corpus: Corpus) -> list[Cohort]:
@@ -57,20 +62,25 @@ def plan_cohorts(study: Study, corpus: Corpus) -> list[Cohort]:
     cohorts = []
     for runs in pack(study, machine.most_lanes):
         for name, run in runs.items():
-            with _named(name):
+            with _named(f"run {name!r}"):
                 _check_corpus(run, corpus)
-        with _named(next(iter(runs))):
+        with _named(f"run {next(iter(runs))!r}"):
             cohorts.append(machine.place(runs))
     return cohorts
 
 
+def place_cohort(runs: Mapping[str, RunConfig], corpus: Corpus) -> Cohort:
+    """A cohort of these runs of one program, laid out on this machine."""
+    return _Machine.here(corpus).place(runs)
+
+
 @contextmanager
-def _named(run: str) -> Iterator[None]:
-    """Puts the run's name before what a `RequestError` says."""
+def _named(what: str | None) -> Iterator[None]:
+    """Puts what it is about, if anything, before what a `RequestError` says."""
     try:
         yield
     except RequestError as error:
-        raise RequestError(f"run {run!r}: {error}") from None
+        raise RequestError(f"{what}: {error}" if what else str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -142,9 +152,13 @@ class _Machine:
         nbytes = tokens.nbytes
         if engine.feed == "host":
             lanes = ceil(n_lanes / (mesh.lane or 1))
-            windows = CHUNK_STEPS * lanes * config.batch.sequences * (config.model.n_ctx + 1)
+            windows = CHUNK_STEPS * lanes * config.batch.sizes[-1] * (config.model.n_ctx + 1)
             nbytes = IN_FLIGHT * windows * tokens.itemsize
-        return mesh, engine, estimate_memory(config, engine, mesh, n_lanes, nbytes)
+        memory = []
+        for size in config.batch.sizes:
+            with _named(f"a batch of {size}" if len(config.batch.sizes) > 1 else None):
+                memory.append(estimate_memory(config.at_batch(size), engine, mesh, n_lanes, nbytes))
+        return mesh, engine, max(memory, key=lambda each: each.total)
 
 
 def _check_corpus(config: RunConfig, corpus: Corpus) -> None:
@@ -164,7 +178,7 @@ def _check_corpus(config: RunConfig, corpus: Corpus) -> None:
             if config.data.unique_tokens is None
             else "data.unique_tokens leaves",
             config.unique_tokens(have),
-            config.batch_tokens + 1,
+            config.batch.sizes[-1] * config.model.n_ctx + 1,
             "batch; lower batch.sequences",
         ),
         (

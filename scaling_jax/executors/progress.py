@@ -49,14 +49,17 @@ class StudyProgress:
     ) -> None:
         self._bars.stop()
 
-    def cohort(self, cohort: Cohort, number: int, of: int) -> Observer:
-        """Opens the bar of a cohort and returns what moves it."""
+    def cohort(self, cohort: Cohort, number: int, of: int, step: int) -> Observer:
+        """Opens the bar of a cohort that goes on from `step` and returns what moves it."""
         names, steps, place = ", ".join(cohort.runs), cohort.config.steps, f"[{number}/{of}]"
         n = counts(cohort.config.model).params_non_embedding
-        self._say(f"{place} {names}: N = {n:,}, {steps:,} steps, compiling")
+        begun = f" from step {step:,} on" if step else ""
+        self._say(f"{place} {names}: N = {n:,}, {steps:,} steps{begun}, compiling")
         if self._task is not None:
             self._bars.remove_task(self._task)
-        task = self._task = self._bars.add_task(place, total=steps, note="compiling")
+        task = self._task = self._bars.add_task(
+            place, total=steps, completed=step, note="compiling"
+        )
         first: tuple[float, int] | None = None  # compilation is over when a first chunk is read
         last_line = 0.0
 

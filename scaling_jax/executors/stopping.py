@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from scaling_jax.errors import RequestError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
-class StopOnSignal:
-    """Inside `with`, Ctrl-C and SIGTERM become a reason to stop that the caller asks for."""
+def parse_budget(text: str) -> float:
+    """Seconds of `90s`, `30m`, `1.5h`; raises `RequestError` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None or not (seconds := float(match[1]) * _SECONDS[match[2]]):
+        raise RequestError(f"--budget takes a time as in 90s, 30m or 2h, not {text!r}")
+    return seconds
 
-    def __init__(self) -> None:
+
+class StopOnRequest:
+    """Inside `with`, Ctrl-C, SIGTERM and the end of a budget are a reason to stop, if one asks.
+
+    The budget is seconds from now on, by a clock that does not jump.
+    """
+
+    def __init__(self, budget_s: float | None = None) -> None:
+        self._deadline = None if budget_s is None else time.monotonic() + budget_s
         self._reason: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> StopOnSignal:
+    def __enter__(self) -> StopOnRequest:
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -32,6 +49,9 @@ class StopOnSignal:
 
     def __call__(self) -> str | None:
         """Why to stop, or None."""
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        if self._reason is None and late:
+            self._reason = "stopped at the end of the budget"
         return self._reason
 
     def _note(self, number: int, frame: FrameType | None) -> None:

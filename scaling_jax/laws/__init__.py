@@ -15,12 +15,14 @@ from scaling_jax.laws.describe_analyses import (
     describe_critical_batch,
     describe_transfer,
 )
+from scaling_jax.laws.describe_noise import describe_noise
 from scaling_jax.laws.describe_plan import describe_plan
 from scaling_jax.laws.fitting import Objective, find_objective
 from scaling_jax.laws.forms import LAWS, find_law
 from scaling_jax.laws.l_ns import fit_l_ns
 from scaling_jax.laws.law_fit import fit_law
-from scaling_jax.laws.noise_scale import describe_noise, noise_scale
+from scaling_jax.laws.noise_report import NoiseReport, measure_noise
+from scaling_jax.laws.noise_scale import noise_scale
 from scaling_jax.laws.panel import Lamp
 from scaling_jax.laws.plan import plan
 from scaling_jax.laws.published import published
@@ -36,6 +38,7 @@ __all__ = [
     "BatchSweep",
     "Fit",
     "Lamp",
+    "NoiseReport",
     "Objective",
     "Transfer",
     "allocate",
@@ -49,6 +52,7 @@ __all__ = [
     "find_objective",
     "fit",
     "measure_critical_batch",
+    "measure_noise",
     "measure_transfer",
     "noise_scale",
     "plan",

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MOST_LEVELS = 8
 # Runs of one sweep agree in these, where the records say it.
 FAMILY = ("data_fingerprint", "arch", "n_ctx", "n_vocab", "optimizer")
+# What may be tuned at each batch size beside the learning rate.
+TUNED = ("beta1", "beta2", "momentum", "weight_decay", "grad_clip", "warmup_steps")
+_KIND = ("N", "lr", "setting", "seed")
 _PARTS = 1000  # of a nat, which levels that are chosen here are rounded up to
 _ROLES = (
     "Roles: B, S and L (the losses that steps lead to) of a table of steps; run, B, S and loss of "
@@ -49,6 +52,9 @@ def select_sweep(
         selection.drop(~kept, "not done", pl.format("status {}", "status"))
         reason = "diverged: a learning rate that reaches no level"
         selection.drop(pl.col("status") == "diverged", "diverged", reason)
+    if "batch_policy" in table.sources:
+        reason = pl.format("batch policy {}: a sweep is of fixed batches", "batch_policy")
+        selection.drop(pl.col("batch_policy") != "fixed", "batch policy", reason)
     known = [name for name in ("N", "lr") if name in table.sources]
     # A level without steps was not reached.
     drop_incomplete(selection, ["B", output, *known, *([] if by_level else ["S"])])
@@ -70,8 +76,9 @@ def select_sweep(
 
 
 class Steps(NamedTuple):
-    """`table`: N, batch, loss, steps (null: not reached), lr; `levels`: where they come from.
+    """`table`: N, batch, loss, steps (null: not reached), lr, setting, seed.
 
+    `setting` says in one word how the run was set in `TUNED`. `levels`: where they come from.
     `excluded`: {rule, reason, loss, batch, n_points, N} of batch sizes whose steps to a level were
     not measured.
     """
@@ -88,7 +95,8 @@ def given_steps(selection: Selection) -> Steps:
     """
     points, sources = selection.points, selection.table.sources
     place = [name for name in ("N", "B", "L", "lr", "seed") if name in sources]
-    again = points.group_by(place).len().filter(pl.col("len") > 1).sort(place)
+    tuned = [name for name in TUNED if name in sources]
+    again = points.group_by(*place, *tuned).len().filter(pl.col("len") > 1).sort(place)
     if not again.is_empty():
         row = again.row(0, named=True)
         at = " and ".join(f"{sources[name]} = {row[name]:g}" for name in place)
@@ -97,13 +105,8 @@ def given_steps(selection: Selection) -> Steps:
             f"{row['len']} rows have one batch and level, {at} ({again.height} such cases): "
             f"--where keeps one kind of them{tell}"
         )
-    table = points.select(
-        N=_size(selection),
-        batch="B",
-        loss="L",
-        steps=pl.col("S").fill_nan(None),
-        lr=_rate(selection),
-    )
+    steps = pl.col("S").fill_nan(None)
+    table = points.select(batch="B", loss="L", steps=steps, **_kind(selection))
     return Steps(table, "as the table has them", [])
 
 
@@ -127,13 +130,13 @@ def crossed_steps(selection: Selection, levels: Sequence[float] | None) -> Steps
     if points["run"].is_unique().all():
         raise WorkError(f"Every run has one row, and no curve to read steps off. {_ROLES}")
     warmup = pl.col("warmup_steps").fill_null(0) if "warmup_steps" in sources else pl.lit(0)
-    points = points.with_columns(N=_size(selection), lr=_rate(selection), warmup=warmup)
+    points = points.with_columns(**_kind(selection), warmup=warmup)
     parts, counts = [], []
     for (size,), rows in points.sort("N").group_by("N", maintain_order=True):
         curves = [_Curve.of(run, rows[at]) for run, at in _runs(rows).items()]
         own = _common_levels(curves, size) if levels is None else np.unique(levels)
         counts.append(len(own))
-        parts += [curve.steps_to(own, size) for curve in curves]
+        parts += [curve.steps_to(own) for curve in curves]
         parts += _never(selection, size, own)
     text = "as asked"
     if levels is None:
@@ -169,7 +172,7 @@ class _Curve(NamedTuple):
     """Steps (n,) of one run against its smoothed loss (n,), measured; `top` after warm-up."""
 
     batch: float
-    lr: float | None
+    kind: pl.DataFrame
     steps: np.ndarray
     loss: np.ndarray
     top: float
@@ -187,13 +190,14 @@ class _Curve(NamedTuple):
         smoothed = smooth(steps, loss)
         after = smoothed[steps > rows["warmup"].to_numpy()]
         top = float(after[0]) if after.size else 0.0
-        return cls(float(batch[0]), rows["lr"][0], steps, loss, top, float(smoothed.min()))
+        kind = rows.select("B", *_KIND).head(1)
+        return cls(float(batch[0]), kind, steps, loss, top, float(smoothed.min()))
 
-    def steps_to(self, levels: np.ndarray, size: float | None) -> pl.DataFrame:
+    def steps_to(self, levels: np.ndarray) -> pl.DataFrame:
         found = crossings(self.steps, self.loss, levels)
         early = ~found["status"].is_in(["crossed", "never reached"])
-        table = _steps(found["level"], found["x"], size, self.batch, self.lr)
-        return table.with_columns(early=early, end=pl.lit(float(self.steps.max())))
+        end = pl.lit(float(self.steps.max()))
+        return _steps(self.kind, found["level"], found["x"]).with_columns(early=early, end=end)
 
 
 def _runs(rows: pl.DataFrame) -> dict[str, np.ndarray]:
@@ -201,12 +205,19 @@ def _runs(rows: pl.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _common_levels(curves: Sequence[_Curve], size: float | None) -> np.ndarray:
-    """Up to eight losses between the highest and the lowest that every batch size passes."""
-    of_batch: dict[float, list[_Curve]] = {}
-    for curve in curves:
-        of_batch.setdefault(curve.batch, []).append(curve)
-    high = min(max(curve.top for curve in group) for group in of_batch.values())
-    low = max(min(curve.low for curve in group) for group in of_batch.values())
+    """Up to eight losses between the highest and the lowest that every batch size passes.
+
+    A batch size passes what one of its rates does, with all seeds.
+    """
+    tops: dict[float, float] = {}
+    lows: dict[float, dict[Any, float]] = {}
+    for batch, kind, _, _, top, low in curves:
+        tops[batch] = max(top, tops.get(batch, top))
+        of_rate = lows.setdefault(batch, {})
+        rate = kind.select("lr", "setting").row(0)
+        of_rate[rate] = max(low, of_rate.get(rate, low))
+    high = min(tops.values())
+    low = max(min(of_rate.values()) for of_rate in lows.values())
     if high > low:
         levels = np.geomspace(high, low, MOST_LEVELS + 1)[1:]
         levels = np.unique(np.ceil(levels * _PARTS) / _PARTS)
@@ -214,7 +225,7 @@ def _common_levels(curves: Sequence[_Curve], size: float | None) -> np.ndarray:
         if levels.size:
             return levels
     raise WorkError(
-        f"{of_size(size)}no loss that all {len(of_batch)} batch sizes pass: one of them ends at "
+        f"{of_size(size)}no loss that all {len(tops)} batch sizes pass: one of them ends at "
         f"{low:.4g} nats, one begins at {high:.4g}. --levels names losses"
     )
 
@@ -224,31 +235,33 @@ def _never(selection: Selection, size: float | None, levels: np.ndarray) -> list
     table = selection.table
     if not {"status", "lr"} <= set(table.sources):
         return []
-    lost = table.points.filter(pl.col("status") == "diverged").with_columns(N=_size(selection))
+    lost = table.points.filter(pl.col("status") == "diverged").with_columns(**_kind(selection))
     lost = lost.filter(pl.col("N").eq_missing(pl.lit(size, pl.Float64))).drop_nulls(["B", "lr"])
     nothing = pl.Series([None] * len(levels), dtype=pl.Float64)
     absent = {"early": pl.lit(False), "end": pl.lit(None, pl.Float64)}
     return [
-        _steps(pl.Series(levels), nothing, size, batch, rate).with_columns(**absent)
-        for batch, rate in lost.select("B", "lr").unique(maintain_order=True).iter_rows()
+        _steps(kind, pl.Series(levels), nothing).with_columns(**absent)
+        for kind in lost.select("B", *_KIND).unique(maintain_order=True).iter_slices(1)
     ]
 
 
-def _steps(
-    levels: pl.Series, steps: pl.Series, size: float | None, batch: float, lr: float | None
-) -> pl.DataFrame:
-    return pl.DataFrame({"loss": levels, "steps": steps}).select(
-        N=pl.lit(size, pl.Float64), batch=pl.lit(batch), loss="loss", steps="steps",
-        lr=pl.lit(lr, pl.Float64),
+def _steps(kind: pl.DataFrame, levels: pl.Series, steps: pl.Series) -> pl.DataFrame:
+    """The steps of one run, `kind` its row of B and `_KIND`."""
+    return pl.DataFrame({"loss": levels, "steps": steps}).join(kind, how="cross").select(
+        *_KIND, "loss", "steps", batch="B"
     )  # fmt: skip
 
 
-def _size(selection: Selection) -> pl.Expr:
-    return pl.col("N") if "N" in selection.table.sources else pl.lit(None, pl.Float64)
-
-
-def _rate(selection: Selection) -> pl.Expr:
-    return pl.col("lr") if "lr" in selection.table.sources else pl.lit(None, pl.Float64)
+def _kind(selection: Selection) -> dict[str, pl.Expr]:
+    """What tells runs at one batch apart; N, lr and seed are null where they are not known."""
+    sources = selection.table.sources
+    tuned = [pl.format("{}", name).fill_null("none") for name in TUNED if name in sources]
+    return {
+        "N": pl.col("N") if "N" in sources else pl.lit(None, pl.Float64),
+        "lr": pl.col("lr") if "lr" in sources else pl.lit(None, pl.Float64),
+        "setting": pl.concat_str(tuned, separator=" ") if tuned else pl.lit(""),
+        "seed": (pl.col("seed") if "seed" in sources else pl.lit(None)).cast(pl.String),
+    }
 
 
 def decaying(selection: Selection) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.laws.batch_policy import PolicyGain, measure_policy_gain
 from scaling_jax.laws.batch_steps import (
     crossed_steps,
     decaying,
@@ -33,7 +34,8 @@ class BatchSweep:
 
     `unit` is that of the batches, in words, `levels` where the levels come from. `columns` maps
     roles onto columns. `excluded`: {rule, reason, n_points} with loss, batch and N of a level, or
-    with run_id and name of rows. `flags` are sentences.
+    with run_id and name of rows. `flags` are sentences. `policies`: what runs whose batch changed
+    gained over the fixed batches, where the records hold any.
     """
 
     ladder: Ladder
@@ -45,6 +47,7 @@ class BatchSweep:
     flags: list[str]
     excluded: list[dict[str, Any]]
     source: str
+    policies: list[PolicyGain]
 
     @property
     def identified(self) -> bool:
@@ -79,6 +82,7 @@ class BatchSweep:
                 "flags": self.flags,
                 "excluded": self.excluded,
                 "source": self.source,
+                "policies": [each.to_json() for each in self.policies],
             }
         )  # fmt: skip
 
@@ -113,9 +117,12 @@ def measure_critical_batch(
     From a table of steps to loss levels: roles B (tokens), L (the level, nats a token), S (steps),
     one row a batch and level. Without L, from curves: roles run, S, B, loss, smoothed and crossed
     at `levels`, by default up to eight that every batch size passes through. Of several learning
-    rates (role lr) the fastest at each batch and level is taken, and left out where it is an end of
-    its grid. Each N, where it is there, has hyperbolas of its own and all share one law.
+    rates (role lr), and of what else was tuned (`batch_steps.TUNED`), the fastest at each batch and
+    level is taken, and left out where its rate is an end of its grid; seeds (role seed) are
+    averaged. Each N, where it is there, has hyperbolas of its own and all share one law.
     `definition` and `reference_batch` (tokens) as in `hyperbola.DEFINITIONS`.
+
+    Runs whose batch changed by a policy are compared with the fixed ones (`measure_policy_gain`).
 
     Raises `RequestError` where the request is wrong, also for two rows at one batch and level;
     `WorkError` where no level has three batch sizes. Source: Kaplan et al. 2020, section 5.1.
@@ -152,6 +159,12 @@ def measure_critical_batch(
         law = law_through([rung for rung, _ in rungs], definition, reference_batch, level)
     except WorkError as error:
         reason = str(error)
+    policies = []
+    if not by_level:
+        try:
+            policies = measure_policy_gain(records, levels, where, level)
+        except WorkError as error:
+            flags.append(str(error))
     sizes = [size for _, size in rungs]
     if len(set(sizes)) > 1:
         flags.append(
@@ -172,6 +185,7 @@ def measure_critical_batch(
         flags=[*flags, *_said(reasons)],
         excluded=[*excluded, *selection.excluded],
         source=records.source,
+        policies=policies,
     )  # fmt: skip
 
 
@@ -181,9 +195,9 @@ def _best(rows: pl.DataFrame, size: float | None, flags: list[str]) -> pl.DataFr
         if rows.select(pl.struct("batch", "loss").is_duplicated().any()).item():
             flags.append(
                 f"{of_size(size)}several runs at one batch, and no learning rate (lr=COLUMN) that "
-                "tells them apart: all are kept"
+                "tells them apart: their steps are averaged"
             )
-        return rows.drop("N", "lr")
+        return rows
     single = rows.group_by("batch").agg(pl.col("lr").n_unique()).filter(pl.col("lr") == 1)["batch"]
     if single.len():
         which = (
@@ -193,9 +207,12 @@ def _best(rows: pl.DataFrame, size: float | None, flags: list[str]) -> pl.DataFr
         )
         flags.append(f"{of_size(size)}one learning rate at {which}: not known to be the fastest")
     best = fastest(rows)
-    return best.with_columns(
-        at_edge=pl.col("at_edge") & ~pl.col("batch").is_in(single.to_list())
-    ).drop("N", "lr")
+    if best.group_by("batch").agg(pl.col("seed").unique().sort())["seed"].n_unique() > 1:
+        flags.append(
+            f"{of_size(size)}seeds differ between batch sizes: what a seed does to all its runs is "
+            "then part of the scatter about the hyperbola"
+        )
+    return best.with_columns(at_edge=pl.col("at_edge") & ~pl.col("batch").is_in(single.to_list()))
 
 
 def _said(reasons: dict[str, list[float | None]]) -> list[str]:

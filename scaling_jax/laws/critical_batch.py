@@ -123,7 +123,9 @@ def fit_b_crit(
     """
     known_definition(definition)
     line = power_line(loss, batch, se_log, level)
-    return _law(line, definition, level, f"t with {line.df} degrees, levels taken as independent")
+    return batch_law(
+        line, definition, level, f"t with {line.df} degrees, levels taken as independent"
+    )
 
 
 class Rung(NamedTuple):
@@ -159,10 +161,12 @@ def ladder(
 
     `table`: one row a (batch, loss level), or more with seeds: `batch` (tokens or sequences),
     `loss` (the level, nats a token), `steps` to reach it (null: not reached), and optionally
-    `at_edge` (boolean; `fastest` makes it). The regression weighs levels by their profile
-    intervals. Its own interval comes from leaving out one batch size at a time through the whole
-    chain (jackknife, t with two degrees less than batch sizes): the levels share their runs, and
-    what is wrong with one run is wrong at each of them.
+    `at_edge` (boolean; `fastest` makes it). Several rows of a batch and level are one point, their
+    mean ln steps: runs of one seed share their initial draw at every batch size, so that they are
+    late together, and rows would count that as scatter about the hyperbola. The regression weighs
+    levels by their profile intervals. Its own interval comes from leaving out one batch size at a
+    time through the whole chain (jackknife, t with two degrees less than batch sizes): the levels
+    share their runs, and what is wrong with one run is wrong at each of them.
 
     Raises `RequestError` for missing columns, values that are not positive and finite and an
     unknown definition, `WorkError` where no level has three batch sizes.
@@ -174,13 +178,14 @@ def ladder(
     rungs, excluded = [], []
     reached = table.drop_nulls(["batch", "loss", "steps"]).sort("loss", descending=True)
     for (loss,), rows in reached.group_by("loss", maintain_order=True):
+        rows = _means(rows)
         edge = rows["at_edge"] if "at_edge" in rows.columns else None
         try:
             found = fit_hyperbola(rows["batch"], rows["steps"], at_edge=edge, level=level)
         except WorkError as error:
             excluded.append(_left_out("few_batch_sizes", str(error), rows.height, loss))
             continue
-        rungs.append(Rung(rows["loss"][0], found))
+        rungs.append(Rung(float(loss), found))
         excluded += [{**row, "loss": loss} for row in found.excluded]
         if not found.identified:
             excluded.append(_left_out("one_sided", found.reason, found.batch.size, loss))
@@ -195,29 +200,39 @@ def ladder(
 
 
 def fastest(table: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the fastest learning rate of each (batch, loss), with `at_edge`.
+    """The rows of the fastest setting of each (batch, loss), with `at_edge`.
 
     `table`: one row a (run, loss level): `batch`, `loss`, `lr`, `steps` (null: never reached, which
-    counts as slowest). Seeds at one rate are compared by their mean ln steps and all are kept.
-    `at_edge` where that rate is the smallest or largest tried at the batch size: the best may lie
-    beyond. Source: McCandlish et al. (2018), appendix A.2 and A.3.
+    counts as slowest), and optionally `setting`, what else was tuned beside the rate. Seeds at one
+    setting and rate are compared by their mean ln steps and all are kept. `at_edge` where that rate
+    is the smallest or largest tried at the batch size: the best may lie beyond. Source: McCandlish
+    et al. (2018), appendix A.2 and A.3.
     """
+    tuned = ["setting"] if "setting" in table.columns else []
     grid = table.group_by("batch").agg(first=pl.col("lr").min(), last=pl.col("lr").max())
     speed = pl.col("steps").log().fill_null(math.inf).mean()
     best = (
-        table.group_by("batch", "loss", "lr", maintain_order=True)
+        table.group_by("batch", "loss", "lr", *tuned, maintain_order=True)
         .agg(speed=speed)
         .filter(pl.col("speed").is_finite())
-        .sort("speed", "lr")
+        .sort("speed", "lr", *tuned)
         .unique(["batch", "loss"], keep="first", maintain_order=True)
     )
     edge = (pl.col("lr") == pl.col("first")) | (pl.col("lr") == pl.col("last"))
     return (
-        table.join(best.drop("speed"), on=["batch", "loss", "lr"], how="semi")
+        table.join(best.drop("speed"), on=["batch", "loss", "lr", *tuned], how="semi")
         .join(grid, on="batch", how="left", maintain_order="left")
         .with_columns(at_edge=edge)
         .drop("first", "last")
     )
+
+
+def _means(rows: pl.DataFrame) -> pl.DataFrame:
+    """One row a batch of a level: the geometric mean of its steps."""
+    mean = {"steps": pl.col("steps").log().mean().exp()}
+    if "at_edge" in rows.columns:
+        mean["at_edge"] = pl.col("at_edge").any()
+    return rows.group_by("batch", maintain_order=True).agg(**mean)
 
 
 def _left_out(rule: str, reason: str, n_points: int, loss: Any) -> dict[str, Any]:
@@ -260,7 +275,9 @@ def law_through(rungs: Sequence[Rung], definition: str, reference: float, level:
     covariance = jackknife(line_over(np.log(loss), se**-2.0).gain @ without)
     quantile = float(student(level, sizes.size - 2))
     method = f"jackknife over {sizes.size} batch sizes, t with {sizes.size - 2} degrees"
-    return _law(line._replace(covariance=covariance, quantile=quantile), definition, level, method)
+    return batch_law(
+        line._replace(covariance=covariance, quantile=quantile), definition, level, method
+    )
 
 
 def _without(rung: Rung, sizes: np.ndarray, definition: str, reference: float) -> np.ndarray:
@@ -273,7 +290,11 @@ def _without(rung: Rung, sizes: np.ndarray, definition: str, reference: float) -
     return np.log((1 + OVERHEAD) * reference + OVERHEAD * np.exp(c))
 
 
-def _law(line: PowerLine, definition: str, level: float, method: str) -> BatchLaw:
+def batch_law(line: PowerLine, definition: str, level: float, method: str) -> BatchLaw:
+    """The line of ln B on ln L as a law, with the line's covariance and quantile at `level`.
+
+    Raises `WorkError` where B does not rise as the loss falls.
+    """
     slope, se_slope = line.exponent, math.sqrt(line.covariance[1, 1])
     if slope >= 0:
         raise WorkError(

@@ -10,6 +10,7 @@ import polars as pl
 
 from scaling_jax.laws.allocation import LINES, Allocation, compare
 from scaling_jax.laws.approaches import ISOFLOP, PARABOLA, Allocations
+from scaling_jax.laws.batch_policy import PolicyGain
 from scaling_jax.laws.batch_sweep import BatchSweep
 from scaling_jax.laws.corpora import Corpus, Transfer
 from scaling_jax.laws.critical_batch import describe_ladder
@@ -107,12 +108,27 @@ def describe_critical_batch(found: BatchSweep) -> str:
         lines += ["", *wrapped(
             f"For steps as S_min: scaling-jax fit SOURCE --law l_ns --critical-batch {constants}"
         )]  # fmt: skip
+    for gain in found.policies:
+        lines += ["", *_policy(gain)]
     lines += _section("Flags", [("", flag) for flag in found.flags])
     levels = [row for row in found.excluded if "loss" in row]
     lines += _section("Levels left out", [(_level(row), row["reason"]) for row in levels])
     if rows := [row for row in found.excluded if "run_id" in row]:
         lines += ["", "Rows left out:", *exclusions(rows)]
     return _text(lines)
+
+
+def _policy(gain: PolicyGain) -> list[str]:
+    """The tokens of a policy at equal steps, a line a level."""
+    head = f"{gain.policy}, against the fixed batches of {gain.n_seeds} seeds:"
+    rows = [["loss", "steps", "tokens", "tokens / theirs at equal steps", "gamma"]]
+    for rung in gain.rungs:
+        ratios = (_between(*each) for each in (rung.tokens_ratio, rung.gamma))
+        rows.append([*(f"{value:.4g}" for value in rung[:3]), *ratios])
+    out = [(f"loss {row['loss']:.4g}", row["reason"]) for row in gain.excluded]
+    said = "gamma is (S / S_min - 1)(E / E_min - 1): 1 for fixed batches, less where it gains"
+    return [*wrapped(head), *(aligned(rows) if gain.rungs else []), *wrapped(said),
+            *_section("Levels without a ratio", out)]  # fmt: skip
 
 
 def _level(row: dict[str, Any]) -> str:

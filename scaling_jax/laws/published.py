@@ -107,6 +107,14 @@ PUBLISHED = {
             "b_crit", "B_star tokens", name="kaplan2020.b_crit", B_star=2.1e8, alpha_B=0.21
         ),
         Constants(
+            name="shehper.b_crit",
+            law="b_crit",
+            params={"B_star": 2.2e7, "alpha_B": 0.23},
+            units=f"B_star tokens, {_L}",
+            source=f"shehper/scaling_laws on GitHub: {KAPLAN_2020}, eq. 5.3, measured again on "
+            "OpenWebText at losses of 9.0 to 5.9",
+        ),
+        Constants(
             name="kaplan2020.table6",
             law="frontier_powers",
             params={

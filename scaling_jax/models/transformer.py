@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,16 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from scaling_jax.config import EngineConfig, ModelConfig
+from scaling_jax.errors import nearest
 from scaling_jax.models.attention import attend
+from scaling_jax.models.kinds import KINDS
+from scaling_jax.models.per_sequence import (
+    affine,
+    linear,
+    tied_head,
+    watch_tables,
+    watch_tied_tables,
+)
 
 _ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu}
 _PLAIN = EngineConfig(attention="xla", layers="unrolled")
@@ -23,15 +32,6 @@ _SAVED: dict[str, Callable[..., bool]] = {
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], scale: float) -> nnx.Param:
     return nnx.Param(scale * jax.random.normal(rngs.params(), shape, jnp.float32))
-
-
-def linear(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """`x @ weights` as one product of two matrices, whose gradients are such products too.
-
-    XLA copies the arrays of a product with more axes before it multiplies on a CPU.
-    """
-    flat = x.reshape(-1, x.shape[-1]) @ weights
-    return flat.reshape(*x.shape[:-1], weights.shape[-1])
 
 
 def _by_rows(x_btd: jax.Array) -> jax.Array:
@@ -49,12 +49,12 @@ class LayerNorm(nnx.Module):
         self.gain = nnx.Param(jnp.ones(d_model, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(d_model, jnp.float32))
 
-    def __call__(self, x_btd: jax.Array) -> jax.Array:
+    def __call__(self, x_btd: jax.Array, probe_b: jax.Array | None = None) -> jax.Array:
         dtype, x_btd = x_btd.dtype, x_btd.astype(jnp.float32)
         centred = x_btd - x_btd.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         normal = (centred * jax.lax.rsqrt(variance + 1e-5)).astype(dtype)
-        return normal * self.gain[None, None, :] + self.bias[None, None, :]
+        return affine(normal, self.gain[...], self.bias[...], probe_b)
 
 
 class Attention(nnx.Module):
@@ -66,14 +66,14 @@ class Attention(nnx.Module):
         self.qkv = _normal(rngs, (d, heads, 3, d // heads), d**-0.5)
         self.out = _normal(rngs, (heads, d // heads, d), (2 * config.n_layer * d) ** -0.5)
 
-    def __call__(self, x_btd: jax.Array) -> jax.Array:
+    def __call__(self, x_btd: jax.Array, probe_b: jax.Array | None = None) -> jax.Array:
         d, heads, _, d_head = self.qkv.shape
-        qkv_bthxc = linear(x_btd, self.qkv[...].reshape(d, 3 * d)).reshape(
+        qkv_bthxc = linear(x_btd, self.qkv[...].reshape(d, 3 * d), probe_b).reshape(
             *x_btd.shape[:2], heads, 3, d_head
         )
         q_bthc, k_bthc, v_bthc = jnp.unstack(qkv_bthxc, axis=3)
         mixed_bthc = attend(q_bthc, k_bthc, v_bthc, self.implementation)
-        return linear(mixed_bthc.reshape(x_btd.shape), self.out[...].reshape(d, d))
+        return linear(mixed_bthc.reshape(x_btd.shape), self.out[...].reshape(d, d), probe_b)
 
 
 class FeedForward(nnx.Module):
@@ -85,9 +85,9 @@ class FeedForward(nnx.Module):
         self.up = _normal(rngs, (d, d_ff), d**-0.5)
         self.down = _normal(rngs, (d_ff, d), (2 * config.n_layer * d_ff) ** -0.5)
 
-    def __call__(self, x_btd: jax.Array) -> jax.Array:
-        hidden_btf = _ACTIVATIONS[self.activation](linear(x_btd, self.up[...]))
-        return linear(hidden_btf, self.down[...])
+    def __call__(self, x_btd: jax.Array, probe_b: jax.Array | None = None) -> jax.Array:
+        hidden_btf = _ACTIVATIONS[self.activation](linear(x_btd, self.up[...], probe_b))
+        return linear(hidden_btf, self.down[...], probe_b)
 
 
 class Block(nnx.Module):
@@ -100,11 +100,16 @@ class Block(nnx.Module):
         self.feed_forward = FeedForward(config, rngs)
         self.dropout = config.dropout
 
-    def __call__(self, x_btd: jax.Array, keys_b: jax.Array | None) -> jax.Array:
-        x_btd = _by_rows(x_btd + self._drop(self.attention(self.norm_attention(x_btd)), keys_b, 0))
-        return _by_rows(
-            x_btd + self._drop(self.feed_forward(self.norm_feed_forward(x_btd)), keys_b, 1)
+    def __call__(
+        self, x_btd: jax.Array, keys_b: jax.Array | None, probes: Mapping[str, jax.Array]
+    ) -> jax.Array:
+        norms_b = probes.get("norms")
+        y_btd = self.attention(self.norm_attention(x_btd, norms_b), probes.get("attention"))
+        x_btd = _by_rows(x_btd + self._drop(y_btd, keys_b, 0))
+        y_btd = self.feed_forward(
+            self.norm_feed_forward(x_btd, norms_b), probes.get("feed_forward")
         )
+        return _by_rows(x_btd + self._drop(y_btd, keys_b, 1))
 
     def _drop(self, x_btd: jax.Array, keys_b: jax.Array | None, site: int) -> jax.Array:
         return x_btd if keys_b is None else dropout(x_btd, self.dropout, keys_b, site)
@@ -136,24 +141,46 @@ class Transformer(nnx.Module):
         if not config.tied_embeddings:
             self.head = nnx.Param(jnp.zeros((d, config.n_vocab), jnp.float32))
 
-    def __call__(self, tokens_bt: jax.Array, dropout_keys_b: jax.Array | None = None) -> jax.Array:
-        """Logits [b, t, n_vocab] of `tokens_bt`; dropout acts where a key a row is given."""
-        x_btd = _by_rows(self.embedding[...][tokens_bt] + self.position[None, : tokens_bt.shape[1]])
+    def __call__(
+        self,
+        tokens_bt: jax.Array,
+        dropout_keys_b: jax.Array | None = None,
+        probes: Mapping[str, jax.Array] | None = None,
+    ) -> jax.Array:
+        """Logits [b, t, n_vocab] of `tokens_bt`; dropout acts where a key a row is given.
+
+        `probes` maps some of `KINDS` to float32 zeros [b]. The gradient of a loss with respect to
+        a probe is each row's squared norm, in that kind, of what the row adds to the gradient of
+        the parameters (see `per_sequence`). A tied model has nothing of the kind `head`.
+        Raises `ValueError` for a probe of another name.
+        """
+        probes = _checked(probes or {})
+        tables_b, tied, zeros_btd = probes.get("embedding"), self.config.tied_embeddings, None
+        x_btd = self.embedding[...][tokens_bt] + self.position[None, : tokens_bt.shape[1]]
+        if tables_b is not None and tied:
+            x_btd, zeros_btd = watch_tied_tables(x_btd, tokens_bt, tables_b)
+        elif tables_b is not None:
+            x_btd = watch_tables(x_btd, tokens_bt, tables_b)
+        x_btd = _by_rows(x_btd)
         keys_b = dropout_keys_b if self.config.dropout else None
         if keys_b is not None:
             x_btd = dropout(x_btd, self.config.dropout, keys_b, 0)
-        x_btd = self.norm(self._through_blocks(x_btd, keys_b))
-        if self.config.tied_embeddings:
+        x_btd = self.norm(self._through_blocks(x_btd, keys_b, probes), probes.get("norms"))
+        if tied and tables_b is not None:
+            return tied_head(x_btd, self.embedding[...].T, tokens_bt, zeros_btd, tables_b)
+        if tied:
             return linear(x_btd, self.embedding[...].T)
-        return linear(x_btd, self.head[...])
+        return linear(x_btd, self.head[...], probes.get("head"))
 
-    def _through_blocks(self, x_btd: jax.Array, keys_b: jax.Array | None) -> jax.Array:
+    def _through_blocks(
+        self, x_btd: jax.Array, keys_b: jax.Array | None, probes: Mapping[str, jax.Array]
+    ) -> jax.Array:
         graph, params_l = nnx.split(self.blocks)
 
         def layer(x_btd: jax.Array, index_params: tuple[Any, Any]) -> tuple[jax.Array, None]:
             index, params = index_params
             layer_keys_b = None if keys_b is None else _fold_in(keys_b, index + 1)
-            return nnx.merge(graph, params)(x_btd, layer_keys_b), None
+            return nnx.merge(graph, params)(x_btd, layer_keys_b, probes), None
 
         if self.engine.remat != "none":
             layer = jax.checkpoint(layer, policy=_SAVED[self.engine.remat])
@@ -166,6 +193,15 @@ class Transformer(nnx.Module):
             params = jax.tree.unflatten(structure, [leaf[0] for leaf in leaves])
             x_btd, _ = layer(x_btd, (index, params))
         return x_btd
+
+
+def _checked(probes: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    unknown = sorted(set(probes) - set(KINDS))
+    if unknown:
+        raise ValueError(
+            f"no parameters are of the kind {unknown[0]!r}.{nearest(unknown[0], KINDS)}"
+        )
+    return probes
 
 
 def dropout(x_btd: jax.Array, rate: float, keys_b: jax.Array, site: int) -> jax.Array:

@@ -1,17 +1,15 @@
-"""Whole files and nothing less: atomic writes, readable JSON, and one writer a folder."""
+"""Whole files and nothing less: atomic writes, and JSON that knows when it was damaged."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import hashlib
+import importlib.util
 import json
+import logging
 import os
 import secrets
-import socket
-import time
 from collections.abc import Iterator
-from datetime import datetime
-from types import TracebackType
 from typing import Any
 
 from etils import epath
@@ -19,8 +17,17 @@ from etils import epath
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.records.schema import FORMAT
 
-LOCK_NAME = ".lock"
-_PATIENCE_S = 0.5  # `is_locked` holds the lock for an instant; a writer waits that out
+_DIGITS = 12
+_REMEDY = "Remove it, and the study writes it anew when it is run again."
+_CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # its package, and our extra with it
+
+
+class AbsentFile(RequestError):
+    """A file of the records that is not there."""
+
+
+class DamagedRecord(RequestError):
+    """A file of the records that does not hold what was written."""
 
 
 def is_local(path: epath.Path) -> bool:
@@ -31,27 +38,55 @@ def is_local(path: epath.Path) -> bool:
 def as_path(path: str | os.PathLike[str]) -> epath.Path:
     """An `epath.Path`, with `~` expanded.
 
-    Raises `RequestError` for a bucket whose client library is not installed.
+    Raises `RequestError` for a store of another kind than gs:// and s3://, one whose client is not
+    installed, and one that does not answer.
     """
+    scheme, marks, _ = os.fspath(path).partition("://")
+    if marks:
+        _prepare_client(os.fspath(path), scheme)
     found = epath.Path(path).expanduser()
-    try:
+    with reading(found):
         found.exists()
-    except ImportError as error:
-        raise RequestError(
-            f"Cannot reach {found}: {error}. Install the client of that store "
-            "(pip install 'scaling_jax[gcs]' for gs://)."
-        ) from None
     return found
+
+
+def _prepare_client(path: str, scheme: str) -> None:
+    if scheme not in _CLIENTS:
+        raise RequestError(f"Cannot reach {path}: it is no folder, gs:// or s3:// path.")
+    package, extra = _CLIENTS[scheme]
+    if importlib.util.find_spec(package) is None:
+        raise RequestError(
+            f"Cannot reach {path} without its client: pip install 'scaling_jax[{extra}]'."
+        )
+    import fsspec.config
+
+    os.environ.setdefault("EPATH_USE_TF", "false")  # one client, whatever else is installed
+    # what it says of a failure, we say; a program that set up logging is told too
+    logging.getLogger(package).addHandler(logging.NullHandler())
+    # another process may write there while this one reads
+    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+
+
+def digest(data: bytes) -> str:
+    """Twelve hex digits that change with the bytes."""
+    return hashlib.sha256(data).hexdigest()[:_DIGITS]
+
+
+def is_there(path: epath.Path) -> bool:
+    """Whether there is such a file or folder; raises `RequestError` where that cannot be known."""
+    with reading(path):
+        return path.exists()
 
 
 def write_atomic(path: epath.Path, data: bytes) -> None:
     """Write the file whole or not at all, on the disk when it returns; folders are made.
 
-    Raises `WorkError` where the disk refuses, leaving what was there before.
+    In a bucket it is one object under its last name. Raises `WorkError` where the disk or the
+    bucket refuses, leaving what was there before.
     """
-    with _refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with refusals(path):
         if is_local(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             _replace(path, data)
         else:
             path.write_bytes(data)
@@ -78,7 +113,7 @@ def _replace(path: epath.Path, data: bytes) -> None:
 def remove_leftovers(folder: epath.Path) -> None:
     """Remove what a killed process had begun to write; the caller holds the lock."""
     if is_local(folder) and folder.is_dir():
-        with _refusals(folder):
+        with refusals(folder):
             for path in folder.iterdir():
                 if path.name.startswith(".") and path.name.endswith(".tmp"):
                     path.unlink(missing_ok=True)
@@ -91,10 +126,10 @@ def write_json(path: epath.Path, doc: dict[str, Any]) -> None:
 
 def read_json(path: epath.Path) -> dict[str, Any]:
     """Read one JSON object; raises `RequestError` naming the file that is absent or cut."""
+    with reading(path):
+        data = path.read_bytes()
     try:
-        doc = json.loads(path.read_bytes())
-    except OSError as error:
-        raise RequestError(f"Cannot read {path}: {error.strerror or error}.") from None
+        doc = json.loads(data)
     except (ValueError, RecursionError):
         raise RequestError(f"{path} is not whole JSON; it is cut or was edited.") from None
     if not isinstance(doc, dict):
@@ -102,107 +137,74 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     return doc
 
 
+def write_record(path: epath.Path, doc: dict[str, Any]) -> None:
+    """`write_json` of a file of the records, with its format and a digest of all the rest."""
+    whole = {"format": FORMAT, **doc}
+    write_json(path, whole | {"digest": _digest_of(path.name, whole)})
+
+
 def read_record(path: epath.Path) -> dict[str, Any]:
-    """`read_json` of a file of the records; raises `RequestError` for a format not known here."""
-    doc = read_json(path)
+    """What `write_record` was given.
+
+    Raises `DamagedRecord` where anything else than was written is there, and `RequestError` where
+    it is absent or of a format not known here.
+    """
+    try:
+        doc = read_json(path)
+    except AbsentFile:
+        raise
+    except RequestError as error:
+        raise DamagedRecord(f"{error} {_REMEDY}") from None
+    written = doc.pop("digest", None)
     if doc.get("format") != FORMAT:
         raise RequestError(
             f"{path} is of format {doc.get('format')!r} and this version reads {FORMAT}; "
             "read it with the version of scaling_jax that wrote it."
         )
+    if written != _digest_of(path.name, doc):
+        raise DamagedRecord(f"{path} is damaged or was edited: its digest is another. {_REMEDY}")
+    del doc["format"]
     return doc
 
 
-class FolderLock:
-    """The right to write in a folder, held by one process at a time (`flock` of `.lock`).
-
-    It ends with the process, however that ends. A bucket has no locks: nothing is guarded there.
-    """
-
-    def __init__(self, folder: epath.Path) -> None:
-        self.folder = folder
-        self._fd: int | None = None
-
-    def __enter__(self) -> FolderLock:
-        """Raises `RequestError` where another process holds the folder, saying which."""
-        if not is_local(self.folder):
-            return self
-        path = self.folder / LOCK_NAME
-        with _refusals(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            with _refusals(path):
-                held = _take(fd)
-            if not held:
-                raise RequestError(
-                    f"Another process writes in {self.folder} ({_holder(fd)}). "
-                    "Wait for it, or choose another --out."
-                )
-            now = datetime.now().astimezone().isoformat(timespec="seconds")
-            with _refusals(path):
-                os.ftruncate(fd, 0)
-                os.pwrite(
-                    fd, f"pid {os.getpid()} on {socket.gethostname()}, since {now}".encode(), 0
-                )
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._fd is not None:
-            os.ftruncate(self._fd, 0)
-            fcntl.flock(self._fd, fcntl.LOCK_UN)  # closing alone leaves it with forked children
-            os.close(self._fd)
-            self._fd = None
-
-
-def is_locked(folder: epath.Path) -> bool:
-    """Whether some process on this machine writes in the folder; False where it cannot be known."""
-    try:
-        fd = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return False
-
-
-def _take(fd: int) -> bool:
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.02)
-
-
-def _holder(fd: int) -> str:
-    return os.pread(fd, 1024, 0).decode(errors="replace") or "it has not said which"
+def _digest_of(name: str, doc: dict[str, Any]) -> str:
+    return digest(f"{name} {json.dumps(doc)}".encode())  # a status is no config
 
 
 @contextlib.contextmanager
-def _refusals(path: epath.Path) -> Iterator[None]:
+def reading(path: epath.Path) -> Iterator[None]:
+    """What the disk or the bucket says when it does not give, as a `RequestError`."""
     try:
         yield
     except OSError as error:
-        raise WorkError(
-            f"Could not write {path}: {error.strerror or error}. What was written before is whole."
-        ) from error
+        absent = isinstance(error, FileNotFoundError)
+        where, why = error.filename or path, error.strerror or _said(error)
+        raise (AbsentFile if absent else RequestError)(f"Cannot read {where}: {why}.") from None
+    except Exception as error:
+        if is_local(path) or isinstance(error, RequestError | WorkError):
+            raise
+        raise RequestError(f"Cannot read {path}: {_said(error)}.") from None
+
+
+@contextlib.contextmanager
+def refusals(path: epath.Path) -> Iterator[None]:
+    """What the disk or the bucket says when it does not take, as a `WorkError`."""
+    try:
+        yield
+    except OSError as error:
+        no_bucket = isinstance(error, FileNotFoundError) and not is_local(path)
+        why = "there is no such bucket" if no_bucket else error.strerror or _said(error)
+        raise WorkError(_refused(path, why)) from error
+    except Exception as error:
+        if is_local(path) or isinstance(error, RequestError | WorkError):
+            raise
+        raise WorkError(_refused(path, _said(error))) from error
+
+
+def _refused(path: epath.Path, why: str) -> str:
+    return f"Could not write {path}: {why}. What was written before is whole."
+
+
+def _said(error: Exception) -> str:
+    # clients of buckets have exceptions of their own, some of them without a word
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,15 +1,30 @@
-"""The columns of the two tables, with their types and units: the only door between the wings.
+"""The columns of the tables, with their types and units: the only door between the wings.
 
 A *run* is one row of `runs`. A *window* is one row of `curves`: means over the updates
 `step_start + 1 .. step`, and an evaluation after `step` updates where `val_loss` is not null.
-`step`, `tokens` and `flops` count from 0 at initialisation; losses are nats a token.
+A *side table* holds what a window has many of, in long format: `noise` one row a window, source,
+metric and part. `step`, `tokens` and `flops` count from 0 at initialisation; losses are nats a
+token.
 """
 
 from __future__ import annotations
 
-FORMAT = 1
+FORMAT = 2
 
-STATUSES = ("queued", "running", "done", "diverged", "interrupted", "failed")
+ENDINGS = (
+    "interrupted",  # when asked, and goes on later
+    "stopped",  # early, for good
+    "done",
+    "diverged",
+    "failed",
+)
+STATUSES = (
+    "queued",  # not started
+    "running",
+    "stale",  # says running, and no process is heard of that trains it
+    *ENDINGS,
+)
+UNDER_WAY = ("running", "stale", "interrupted")
 
 RUN_COLUMNS: dict[str, type] = {
     "run_id": str,
@@ -41,9 +56,10 @@ RUN_COLUMNS: dict[str, type] = {
     "data_fingerprint": str,
     "unique_tokens": int,  # tokens of the training split that the run draws from
     "bigram_nats": float,  # validation loss of a bigram model of the training split
-    "batch_tokens": int,
-    "batch_sequences": int,
-    "microbatches": int,
+    "batch_tokens": int,  # at first, where the batch changes: the curve has it row by row
+    "batch_sequences": int,  # likewise
+    "microbatches": int,  # likewise
+    "batch_policy": str,  # fixed, or how the batch changes
     "steps": int,
     "optimizer": str,
     "lr_peak": float,
@@ -62,6 +78,10 @@ RUN_COLUMNS: dict[str, type] = {
     "device": str,
     "mesh": str,
     "engine": str,
+    "tries": int,  # attempts up to now
+    "failures": int,  # of these, the ones that failed
+    "heartbeat": float,  # when its process last wrote, seconds since 1970
+    "message": str,  # why it ended, where it is not done
 }
 
 CURVE_COLUMNS: dict[str, type] = {
@@ -90,3 +110,27 @@ CURVE_COLUMNS: dict[str, type] = {
     "tokens_per_s": float,
     "wall_s": float,  # since the start of this attempt
 }
+
+# Groups of rows drawn apart from training, at the parameters of one step: `step_start` is `step`.
+AT_CHECKPOINT = "checkpoint"
+
+NOISE_COLUMNS: dict[str, type] = {
+    "run_id": str,
+    "attempt": int,
+    "step_start": int,
+    "step": int,
+    "source": str,  # groups (of the batch's rows), sequences, or AT_CHECKPOINT
+    "metric": str,  # |g|^2 is g^T P g: euclidean, adam, hessian or gauss_newton
+    "part": str,  # total, or one kind of parameters
+    "grad_sq_small": float,  # these five are those of the curve, under the metric
+    "grad_sq_big": float,
+    "grad_sq_small_sq": float,
+    "grad_sq_big_sq": float,
+    "grad_sq_small_big": float,
+    "noise_steps": int,  # updates that went into the five columns before
+    "batch_small": int,  # tokens a group, or a sequence
+    "batch_big": int,  # tokens a batch
+}
+
+# A window's rows of a side table lie in its row of the curve, under the name of the table.
+SIDE_TABLES: dict[str, dict[str, type]] = {"noise": NOISE_COLUMNS}

@@ -2,81 +2,103 @@
 
 Layout under `out`:
 
-    <study>/study.json                   the names of the study's runs, in declared order
-    <run_id>/config.json                 what the run is
-    <run_id>/status.json                 where it stands
-    <run_id>/curve/<attempt>-<n>.parquet   segments, one a flush
-    <run_id>/curve/<attempt>-all.parquet   the whole attempt, in the place of its segments
+    <study>/study.json      the names of the study's runs, in declared order
+    <run_id>/config.json    what the run is
+    <run_id>/status.json    where it stands
+    <run_id>/curve/         its rows, in segments
+    <run_id>/<side table>/  likewise
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import operator
+import os
+import socket
+import time
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from etils import epath
 
+from scaling_jax.config import PLACEMENT
+from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.records.coverage import recorded_until, set_aside_damaged
 from scaling_jax.records.files import (
+    DamagedRecord,
+    is_local,
+    is_there,
     read_record,
     remove_leftovers,
-    write_atomic,
-    write_json,
+    write_record,
 )
-from scaling_jax.records.schema import CURVE_COLUMNS, FORMAT, STATUSES
+from scaling_jax.records.schema import CURVE_COLUMNS, ENDINGS, SIDE_TABLES
+from scaling_jax.records.segments import SegmentWriter, segments
 
-_ARROW = {int: pa.int64(), float: pa.float64(), str: pa.string()}
-_CURVE_SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in CURVE_COLUMNS.items()])
-# `operator.index` takes any integer scalar and refuses 3.7 where `int` would cut it
-_SCALAR = {int: operator.index, float: float, str: str}
+_TABLES = {"curve": CURVE_COLUMNS} | SIDE_TABLES
+_OF_THE_WINDOW = ("run_id", "attempt", "step_start", "step")
+_PLACED = tuple(f"config.{part}." for part in PLACEMENT)
 
 
 class RunWriter:
     """Writes one run's folder; the caller holds the lock of `out`.
 
-    Every method raises `WorkError` where the disk refuses; what was flushed before stays readable.
+    Every method raises `WorkError` where the disk or the bucket refuses; what was flushed before
+    stays readable.
     """
 
     def __init__(self, out: epath.Path, run_id: str) -> None:
         self.run_id = run_id
+        self._out = out
         self._folder = out / run_id
-        self._curve = self._folder / "curve"
         self._attempt = 0
-        self._segment = 0
-        self._step = 0
-        self._rows: list[dict[str, Any]] = []
+        self._step = -1  # of the last row kept
+        self._go_on_from: int | None = None  # how far an attempt that goes on found rows
+        self._tables: dict[str, SegmentWriter] = {}
         self._finished = False
         self._status: dict[str, Any] = {}
 
-    def begin(self, config_doc: dict[str, Any], environment: dict[str, str], steps: int) -> int:
+    def begin(
+        self,
+        config_doc: dict[str, Any],
+        environment: dict[str, str],
+        steps: int,
+        resumed_at: int | None = None,
+    ) -> int:
         """Open the next attempt and return its number, 1 for the first.
 
         `config_doc` holds `config`, the nested RunConfig, and `row`, the entries of RUN_COLUMNS
         known at the start; `environment` the entries known on the machine (versions, device,
-        mesh). Raises ValueError where the same run_id was written with another config: only
-        `config.mesh`, where the run is placed, may differ.
+        mesh, engine). `resumed_at` is the step of the checkpoint that the attempt goes on from;
+        without one it starts anew. Its first row supersedes all that earlier attempts recorded
+        after that row's `step_start`, where the window was opened that the checkpoint found open.
+
+        A damaged segment of earlier attempts is set aside. Raises `RequestError` where the folder
+        holds another run, naming what differs: only where and how a run is computed may.
         """
-        doc = {"format": FORMAT, "run_id": self.run_id, **config_doc}
-        path = self._folder / "config.json"
-        if path.exists():
-            self._check_same(read_record(path), json.loads(json.dumps(doc)))
-        else:
-            write_json(path, doc)
-        remove_leftovers(self._folder)
-        remove_leftovers(self._curve)
-        self._attempt = 1 + self._last_attempt()
-        self._segment, self._step, self._rows, self._finished = 0, 0, [], False
+        self._check_same({"run_id": self.run_id, **config_doc})
+        before = self._clear_up()
+        self._attempt = 1 + self._last_attempt(before)
+        self._tables = {
+            name: SegmentWriter(self._folder / name, columns, self._attempt)
+            for name, columns in _TABLES.items()
+        }
+        self._step, self._finished, self._go_on_from = -1, False, None
+        if resumed_at is not None:
+            self._go_on_from = recorded_until(self._out, self.run_id)
         self._status = {
-            "format": FORMAT,
+            "run_id": self.run_id,
             "status": "running",
             "attempt": self._attempt,
-            "step": 0,
+            "resumed_at": resumed_at,
+            "step": resumed_at or 0,
             "steps": operator.index(steps),
             "message": "",
+            "failures": before.get("failures", []),
             "environment": dict(environment),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
         }
         self._write_status()
         return self._attempt
@@ -84,85 +106,116 @@ class RunWriter:
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Keep rows of CURVE_COLUMNS for the next flush; an absent column is null.
 
-        `run_id` and `attempt` are filled in. Raises ValueError for an unknown column, another
-        run's row, or a step that is not after the one before; TypeError for a wrong type.
+        A row may hold the rows of a side table under the table's name, as `noise`. `run_id` and
+        `attempt` are filled in, and in side rows the window too. Raises ValueError for an unknown
+        column, another run's row, or a step that is not after the one before; TypeError for a
+        wrong type; `WorkError` where rows are missing before the first one of an attempt that
+        goes on.
         """
         self._require_open()
         for row in rows:
-            if unknown := row.keys() - CURVE_COLUMNS.keys():
-                raise ValueError(f"no curve column {sorted(unknown)}")
             if row.get("run_id", self.run_id) != self.run_id:
                 raise ValueError(f"a row of run {row['run_id']} given to run {self.run_id}")
+            start, step = row.get("step_start"), row.get("step")
+            if start is None or step is None or step <= self._step:
+                raise ValueError(f"row of steps {start}..{step} after step {self._step}")
+            if self._step < 0:
+                self._require_no_hole(start)
             own = {**row, "run_id": self.run_id, "attempt": self._attempt}
-            clean = {
-                name: None if own.get(name) is None else _SCALAR[kind](own[name])
-                for name, kind in CURVE_COLUMNS.items()
-            }
-            before = self._rows[-1]["step"] if self._rows else self._step if self._segment else -1
-            if clean["step"] is None or clean["step_start"] is None or clean["step"] <= before:
-                raise ValueError(
-                    f"row of steps {clean['step_start']}..{clean['step']} after step {before}"
-                )
-            self._rows.append(clean)
+            sides = {name: own.pop(name, None) or [] for name in SIDE_TABLES}
+            window = {name: own[name] for name in _OF_THE_WINDOW}
+            for name, side in sides.items():
+                for each in side:
+                    self._tables[name].keep({**each, **window})
+            self._step = self._tables["curve"].keep(own)["step"]
 
     def flush(self) -> None:
-        """Put the kept rows on the disk as one segment, then the status with the last step."""
+        """Put the kept rows on the disk as one segment a table, then the status, heard of now."""
         self._require_open()
-        if self._rows:
-            table = pa.Table.from_pylist(self._rows, schema=_CURVE_SCHEMA)
-            write_atomic(self._segment_path(f"{self._segment:05d}"), _parquet(table))
-            self._segment += 1
-            self._step = self._rows[-1]["step"]
-            self._rows = []
-        self._status["step"] = self._step
+        self._require_there()
+        # A side row counts from the moment its window lies in the curve.
+        for name in (*SIDE_TABLES, "curve"):
+            self._tables[name].flush()
+        self._status["step"] = max(self._step, self._status["step"])
         self._write_status()
 
     def finish(self, status: str, message: str = "", **timings: float) -> None:
         """Flush, write the last status with `timings` in seconds, and make one file of the attempt.
 
         A crash in between loses and repeats no row. What is finished stays as it is when finished
-        again. Raises ValueError for an unknown status.
+        again. `failed` is not raised on where the disk takes nothing any more: readers will find
+        the run `stale`. Raises ValueError for an unknown status.
         """
-        if status not in STATUSES:
-            raise ValueError(f"no status {status!r}; known: {', '.join(STATUSES)}")
+        if status not in ENDINGS:
+            raise ValueError(f"no run ends {status!r}; known: {', '.join(ENDINGS)}")
         if self._finished:
             return
         self._require_open()
-        final = {"status": status, "message": message}
-        self._status |= final | {name: float(value) for name, value in timings.items()}
+        self._status |= {"status": status, "message": message}
+        self._status |= {name: float(value) for name, value in timings.items()}
+        if status != "failed":
+            self._end()
+            return
+        failure = {"attempt": self._attempt, "step": max(self._step, 0), "message": message}
+        self._status["failures"] = [*self._status["failures"], failure]
+        try:
+            self._end()
+        except WorkError:  # a word may still fit where the rows do not
+            with contextlib.suppress(WorkError):
+                self._write_status()
+        self._finished = True
+
+    def _end(self) -> None:
         self.flush()
         self._finished = True
-        if self._segment > 1:
-            self._compact()
+        for table in self._tables.values():
+            table.compact()
 
-    def _compact(self) -> None:
-        pieces = [self._segment_path(f"{n:05d}") for n in range(self._segment)]
-        tables = [pq.read_table(pa.BufferReader(piece.read_bytes())) for piece in pieces]
-        # Readers pass over an attempt's pieces from the moment this one file is there.
-        write_atomic(self._segment_path("all"), _parquet(pa.concat_tables(tables)))
-        for piece in pieces:
-            piece.unlink(missing_ok=True)
-
-    def _segment_path(self, segment: str) -> epath.Path:
-        return self._curve / f"{self._attempt:03d}-{segment}.parquet"
-
-    def _last_attempt(self) -> int:
-        path = self._folder / "status.json"
-        known = [read_record(path)["attempt"]] if path.exists() else []
-        return max(known + [attempt for attempt, _ in segments(self._curve)], default=0)
-
-    def _check_same(self, before: dict[str, Any], now: dict[str, Any]) -> None:
-        old, new = _fields(before), _fields(now)
+    def _check_same(self, doc: dict[str, Any]) -> None:
+        path = self._folder / "config.json"
+        if not is_there(path):
+            write_record(path, doc)
+            return
+        old, new = _fields(read_record(path)), _fields(json.loads(json.dumps(doc)))
         changed = [
             name
             for name in sorted(old.keys() | new.keys())
-            if not name.startswith("config.mesh.") and not _equal(old.get(name), new.get(name))
+            if not name.startswith(_PLACED) and not _equal(old.get(name), new.get(name))
         ]
         if changed:
-            raise ValueError(f"run {self.run_id} was written with another {', '.join(changed)}")
+            raise RequestError(
+                f"{path} is of another run than the one to train now: it differs in "
+                f"{', '.join(changed)}. Choose another --out."
+            )
+
+    def _clear_up(self) -> dict[str, Any]:
+        """What earlier attempts left, made fit to go on from; returns their last status."""
+        for folder in (self._folder, *(self._folder / name for name in _TABLES)):
+            remove_leftovers(folder)
+        set_aside_damaged(self._folder)
+        path = self._folder / "status.json"
+        return read_record(path) if is_there(path) else {}
+
+    def _last_attempt(self, before: dict[str, Any]) -> int:
+        found = [each.attempt for name in _TABLES for each in segments(self._folder / name)]
+        return max(found, default=before.get("attempt", 0))
+
+    def _require_no_hole(self, start: int) -> None:
+        if self._go_on_from is not None and start > max(self._go_on_from, 0):
+            raise WorkError(
+                f"{self._folder} holds no whole rows of steps {max(self._go_on_from, 0)} to "
+                f"{start}, before the checkpoint that the run goes on from; remove the folder to "
+                "train the run anew."
+            )
 
     def _write_status(self) -> None:
-        write_json(self._folder / "status.json", self._status)
+        self._require_there()
+        self._status["heartbeat"] = time.time()
+        write_record(self._folder / "status.json", self._status)
+
+    def _require_there(self) -> None:
+        if is_local(self._folder) and not self._folder.is_dir():
+            raise WorkError(f"{self._folder} has vanished while the run was trained.")
 
     def _require_open(self) -> None:
         if not self._attempt or self._finished:
@@ -172,38 +225,21 @@ class RunWriter:
 def write_study(
     out: epath.Path, study: str, description: str, laws: list[str], runs: dict[str, str]
 ) -> None:
-    """Write `study.json`: the study's laws and its runs, name to run_id, in declared order."""
-    doc = {"format": FORMAT, "study": study, "description": description, "laws": laws, "runs": runs}
-    write_json(out / study / "study.json", doc)
+    """Write `study.json`: the study's laws and its runs, name to run_id, in declared order.
 
-
-def run_status(out: epath.Path, run_id: str) -> dict[str, Any] | None:
-    """The run's `status.json`, or None where it never started; `RequestError` where it is cut."""
-    path = out / run_id / "status.json"
-    return read_record(path) if path.exists() else None
-
-
-def segments(curve: epath.Path) -> list[tuple[int, epath.Path]]:
-    """The files that hold a run's rows, as (attempt, path), each row in one of them."""
-    if not curve.is_dir():
-        return []
-    found: dict[int, dict[str, epath.Path]] = {}
-    for path in curve.iterdir():
-        attempt, _, segment = path.name.removesuffix(".parquet").partition("-")
-        if path.name.endswith(".parquet") and attempt.isdigit():
-            found.setdefault(int(attempt), {})[segment] = path
-    return [
-        (attempt, path)
-        for attempt, pieces in sorted(found.items())
-        for segment, path in sorted(pieces.items())
-        if segment == "all" or "all" not in pieces
-    ]
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue().to_pybytes()
+    One that is damaged is written anew. Raises `RequestError` where `out` is itself the folder of a
+    study, and where another version wrote the file.
+    """
+    if is_there(out / "study.json"):
+        raise RequestError(
+            f"{out} is itself the folder of a study; name the folder that holds it, {out.parent}."
+        )
+    path = out / study / "study.json"
+    if is_there(path):
+        with contextlib.suppress(DamagedRecord):
+            read_record(path)
+    doc = {"study": study, "description": description, "laws": laws, "runs": runs}
+    write_record(path, doc)
 
 
 def _fields(doc: dict[str, Any], prefix: str = "") -> dict[str, Any]:

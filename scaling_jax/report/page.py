@@ -10,6 +10,7 @@ import jinja2
 import polars as pl
 from etils import epath
 
+from scaling_jax.laws.describe_noise import describe_noise_law
 from scaling_jax.laws.forms import find_law
 from scaling_jax.laws.noise_scale import short_number
 from scaling_jax.records.files import write_atomic
@@ -17,21 +18,24 @@ from scaling_jax.report import figures, words
 from scaling_jax.report.pictures import pictures_of
 
 if TYPE_CHECKING:
+    from scaling_jax.laws.noise_report import NoiseReport
     from scaling_jax.laws.result import Fit
     from scaling_jax.records.store import Records
+
+_ORDER = ("params_non_embedding", "name", "step")
 
 
 def write_report(
     records: Records,
     fit: Fit | None,
     refusal: str | None,
-    noise: pl.DataFrame | None,
+    noise: NoiseReport | None,
     folder: str | os.PathLike[str],
 ) -> epath.Path:
     """Write `folder/index.html` and `folder/figures/*.svg, *.png`; returns the page's path.
 
-    `fit` is None where the fit was refused, and `refusal` says why; `noise` is the frame of
-    `laws.noise_scale`, or None where no noise moments were recorded. The page holds its figures
+    `fit` is None where the fit was refused, and `refusal` says why; `noise` is None where
+    no noise moments were recorded. The page holds its figures
     and its style, asks for no script and makes no request.
     """
     target = epath.Path(folder)
@@ -62,9 +66,9 @@ def write_report(
             pictures=drawn,
             not_drawn=not_drawn,
             runs=_runs(records),
-            noise=None
-            if noise is None
-            else noise.sort("params_non_embedding", "name", "step", nulls_last=True).to_dicts(),
+            noise=[] if noise is None else noise.main.sort(_ORDER, nulls_last=True).to_dicts(),
+            noise_said=[] if noise is None else describe_noise_law(noise.law),
+            noise_ratios=[] if noise is None else noise.ratios,
         )
     )
     path = target / "index.html"

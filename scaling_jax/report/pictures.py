@@ -17,6 +17,8 @@ from scaling_jax.report import figures
 from scaling_jax.report.figures.style import LONGEST
 
 if TYPE_CHECKING:
+    from scaling_jax.laws.critical_batch import Ladder
+    from scaling_jax.laws.noise_report import NoiseReport
     from scaling_jax.laws.result import Fit
     from scaling_jax.records.store import Records
 
@@ -40,12 +42,12 @@ Drawn = tuple[str, Figure]
 
 
 def pictures_of(
-    records: Records, fit: Fit | None, noise: pl.DataFrame | None
+    records: Records, fit: Fit | None, noise: NoiseReport | None
 ) -> tuple[list[Picture], list[str]]:
     """The pictures in the order of the page, and a sentence on each that could not be drawn.
 
-    `fit` is None where the law was refused, `noise` the frame of `laws.noise_scale` or None. A
-    study without a curve of known size has no pictures of curves, and nothing is said of them.
+    `fit` is None where the law was refused, `noise` None where no moments were recorded. A study
+    without a curve of known size has no pictures of curves, and nothing is said of them.
     """
     sized = records.runs.filter(pl.col("params_non_embedding") > 0)["run_id"]
     drawable = bool(records.curves["run_id"].is_in(sized.implode()).any())
@@ -82,10 +84,11 @@ def pictures_of(
         ]
     if fit is not None:
         attempts.append(("curve_slopes", "Exponents of single sizes", lambda: _slopes(fit)))
-    if noise is not None and not noise.is_empty():
+    if noise is not None:
         attempts.append(
             ("noise_against_loss", "Gradient noise scale", lambda: _noise_picture(noise, colours))
         )
+        attempts += _of_noise(records, noise)
     pictures, not_drawn = [], []
     for stem, title, draw in attempts:
         try:
@@ -130,13 +133,62 @@ def _fit_picture(fit: Fit, colours: figures.SizeColours | None) -> Drawn:
     )
 
 
-def _noise_picture(noise: pl.DataFrame, colours: figures.SizeColours | None) -> Drawn:
+def _noise_picture(noise: NoiseReport, colours: figures.SizeColours | None) -> Drawn:
     return (
         "The simple noise scale rises as loss falls, and depends on N mostly through the "
         "loss. Where it lies above the dotted batch size, a larger batch would have "
         "needed fewer steps. Triangles are lower bounds, where |G|² is not above zero; "
-        "bars may be cut at the frame. Of each size only the longest runs are drawn.",
-        figures.noise_against_loss(noise, colours),
+        "bars may be cut at the frame. Of each size only the longest runs are drawn. Dashed: the "
+        "law of the loss, where the points carry one.",
+        figures.noise_against_loss(noise.main, colours, noise.law),
+    )
+
+
+def _of_noise(records: Records, noise: NoiseReport) -> list[tuple[str, str, Callable[[], Drawn]]]:
+    """What only some studies measure: parts, the critical batch directly, a batch that changes."""
+    attempts: list[tuple[str, str, Callable[[], Drawn]]] = []
+    if noise.ratios:
+        attempts.append(("noise_parts", "Noise scale by part", lambda: _parts_picture(noise)))
+    ladder = noise.ladder
+    if ladder is not None and any(rung.hyperbola.identified for rung in ladder.rungs):
+        attempts.append(
+            ("critical_both_ways", "Critical batch, in two ways",
+             lambda: _both_ways(ladder, noise))
+        )  # fmt: skip
+    batches = pl.col("batch_tokens").drop_nulls().n_unique()
+    if (records.curves.group_by("run_id").agg(batches)["batch_tokens"] > 1).any():
+        attempts.append(
+            ("batch_over_training", "The batch over training",
+             lambda: _batch_picture(records, noise))
+        )  # fmt: skip
+    return attempts
+
+
+def _parts_picture(noise: NoiseReport) -> Drawn:
+    return (
+        "The noise scale of single kinds of parameters, of single sequences and under other "
+        "metrics, at the same points; right, over that of the total. Where the LayerNorms keep one "
+        "ratio they are enough to tell the total. Ratios with intervals are of all points, the "
+        "undetermined ones too, which are not drawn.",
+        figures.noise_parts(noise.points, noise.ratios),
+    )
+
+
+def _both_ways(ladder: Ladder, noise: NoiseReport) -> Drawn:
+    return (
+        "Circles: E_min / S_min of the batch sweep, of the whole way to each loss. Squares: the "
+        "noise scale at the loss, of a run at the critical batch; diamonds: its mean over the way, "
+        "which is what it predicts the circles to be. Dotted laws are of other corpora and "
+        "vocabularies.",
+        figures.critical_both_ways(ladder, noise.critical, noise.main),
+    )
+
+
+def _batch_picture(records: Records, noise: NoiseReport) -> Drawn:
+    return (
+        "The batch of the runs that changed it, with their noise scale, and the learning rate "
+        "below: a rate that falls raises the noise scale by itself.",
+        figures.batch_over_training(records, noise.main),
     )
 
 

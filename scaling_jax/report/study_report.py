@@ -33,7 +33,7 @@ def write_study_report(records: Records, folder: str | os.PathLike[str]) -> Stud
     except WorkError as error:
         refusal = str(error)
     try:
-        noise = laws.noise_scale(records)
+        noise = laws.measure_noise(records)
     except WorkError:
         noise = None
     return StudyReport(write_report(records, fit, refusal, noise, folder), fit, refusal)

@@ -24,7 +24,7 @@ class Memory(NamedTuple):
     state: int
     """Parameters and optimizer state."""
     gradients: int
-    """Gradients by group, their sums, and the updates."""
+    """Gradients by group, their sums, the updates, and what weighs their norms."""
     activations: int
     """What the forward pass keeps for the backward pass, logits included."""
     tokens: int
@@ -53,6 +53,7 @@ def estimate_memory(
     groups = cut.width / shards
     rows = config.batch.sequences / (cut.microbatches * shards * fsdp)
     copies = groups * (2 if cut.microbatches > 1 else 1) + (2 if shards > 1 else 0) + 1
+    copies += config.noise.preconditioned  # Adam's metric
     return Memory(
         state=int(lanes * params * (1 + moments)),
         gradients=int(lanes * params * copies),
@@ -72,6 +73,9 @@ def _activations(config: RunConfig, engine: EngineConfig, tensor: int) -> float:
         weights = (_F32 + width) * model.n_head * model.n_ctx / tensor
     layer = width * features + weights
     logits = 3 * _F32 * model.n_vocab
+    if config.noise.sequences == "all":  # the head's norms, while all else is still kept
+        own = min(model.d_model * model.n_vocab / model.n_ctx, 2 * model.n_ctx)
+        logits += _F32 * own / tensor
     if engine.layers != "scan":  # where remat may save nothing, as on a CPU
         return model.n_ctx * (model.n_layer * layer + logits + 4 * residual)
     products = width * (3 * model.d_model + model.d_ff) / tensor

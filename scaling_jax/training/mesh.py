@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import gcd, prod
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -46,7 +46,8 @@ def resolve_mesh(config: RunConfig, n_lanes: int, n_devices: int, fsdp: int = 1)
             f"mesh.lane {lane} does not divide the {n_lanes} lane(s) of a cohort; "
             "leave it out to have it chosen"
         )
-    rows = config.batch.sequences // config.batch.microbatches
+    # At every size of the batch there are whole rows on each shard.
+    rows = gcd(*(size // config.batch.microbatches_at(size) for size in config.batch.sizes))
     if rows % fsdp:
         raise RequestError(
             f"a microbatch has {rows} row(s), which mesh.fsdp {fsdp} does not divide"

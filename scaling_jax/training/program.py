@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -54,6 +54,8 @@ _COMPILE_FOR_CPU: dict[str, Any] = {"xla_backend_optimization_level": 1}
 class Program:
     """Functions compiled for one shape, number of lanes and mesh, and the data they read."""
 
+    sequences: int
+    """Of a batch."""
     cut: Cut
     mesh: Mesh
     engine: EngineConfig
@@ -67,6 +69,7 @@ class Program:
     _chunk: Any
     _evaluate: Any
     _evaluation_arrays: tuple[jax.Array, ...]
+    _of_batch: dict[int, Program]
 
     def place(self, configs: Sequence[RunConfig]) -> Numbers:
         """The numbers of the cohort's runs, stacked over lanes and laid on the mesh."""
@@ -96,7 +99,7 @@ class Program:
     def chunk(
         self, state: TrainState, step0: int, n: int, numbers: Numbers, feed: HostFeed | None = None
     ) -> tuple[TrainState, Measured]:
-        """`n <= CHUNK_STEPS` updates; what they measured is `[lanes, CHUNK_STEPS]`, n filled.
+        """`n <= CHUNK_STEPS` updates; what they measured is `[lanes, CHUNK_STEPS, ...]`, n filled.
 
         `state` is donated; `feed` stands at `step0`.
         """
@@ -111,6 +114,40 @@ class Program:
     def evaluate(self, state: TrainState) -> jax.Array:
         """Validation loss summed by document, `[lanes, documents]`."""
         return self._evaluate(state.params, *self._evaluation_arrays)
+
+    def at_batch(self, configs: Sequence[RunConfig]) -> Program:
+        """The program of these runs at another batch, with its data; compiled once for a size.
+
+        A state of one is a state of the other.
+        """
+        sequences = configs[0].batch.sequences
+        if sequences == self.sequences:
+            return self
+        if sequences not in self._of_batch:
+            began = time.perf_counter()
+            cut = cut_batch(configs[0], mesh_config(self.mesh))
+            chunk = _compile_chunk(configs, self.engine, cut, self.mesh, self.corpus, self._tokens)
+            self._of_batch[sequences] = replace(
+                self,
+                sequences=sequences,
+                cut=cut,
+                compile_s=time.perf_counter() - began,
+                memory=_compiled_bytes(chunk),
+                _chunk=chunk,
+                _of_batch={},
+            )
+        return self._of_batch[sequences]
+
+
+def abstract_state(config: RunConfig, n_lanes: int, mesh: Mesh) -> TrainState:
+    """Shapes, types and shardings of the state of `n_lanes` runs like `config` on a mesh."""
+    one_lane = jax.eval_shape(lambda: init_state(config, numbers_of(config, n_tokens=1)))
+    stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n_lanes, *x.shape), x.dtype), one_lane)
+    return jax.tree.map(
+        lambda x, laid: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=laid),
+        stacked,
+        state_shardings(stacked, mesh),
+    )
 
 
 def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) -> Program:
@@ -128,24 +165,15 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
     )
     on_lanes, everywhere = over_lanes(mesh), replicated(mesh)
     evaluation_arrays = jax.device_put(tuple(evaluation[:3]), everywhere)
-    tokens, source, laid = _source(configs, corpus, engine, mesh)
+    tokens = None
+    if engine.feed == "device":
+        tokens = jax.device_put(np.asarray(corpus.train.tokens), everywhere)
+    chunk = _compile_chunk(configs, engine, cut, mesh, corpus, tokens)
     numbers = _stack_numbers(configs, corpus, mesh)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    options = _compiler_options(platform, mesh.size)
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
         init = jax.vmap(lambda n: init_state(config, n), spmd_axis_name="lane")
         state = jax.eval_shape(init, numbers)
         laid_state = state_shardings(state, mesh)
-        chunk = (
-            jax.jit(
-                _make_chunk(config, engine, cut),
-                donate_argnums=0,
-                in_shardings=(laid_state, everywhere, everywhere, on_lanes, laid),
-                out_shardings=(laid_state, on_lanes),
-            )
-            .lower(state, count, count, numbers, source)
-            .compile(compiler_options=options)
-        )
         evaluate = jax.vmap(
             make_evaluate(config, engine, len(evaluation.document_tokens)),
             in_axes=(0, None, None, None),
@@ -158,7 +186,7 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
                 out_shardings=on_lanes,
             )
             .lower(state.params, *evaluation_arrays)
-            .compile(compiler_options=options)
+            .compile(compiler_options=_compiler_options(platform, mesh.size))
         )
         init = (
             jax.jit(init, out_shardings=laid_state)
@@ -166,6 +194,7 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
             .compile(compiler_options=_COMPILE_QUICKLY if platform == "cpu" else None)
         )
     return Program(
+        sequences=config.batch.sequences,
         cut=cut,
         mesh=mesh,
         engine=engine,
@@ -178,20 +207,39 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
         _chunk=chunk,
         _evaluate=evaluate,
         _evaluation_arrays=evaluation_arrays,
+        _of_batch={},
     )
 
 
-def _source(
-    configs: Sequence[RunConfig], corpus: Corpus, engine: EngineConfig, mesh: Mesh
-) -> tuple[jax.Array | None, Any, NamedSharding]:
-    """The resident tokens if they are, what the chunk takes its batches from, and how it lies."""
-    stored = corpus.train.tokens
-    if engine.feed == "device":
-        tokens = jax.device_put(np.asarray(stored), replicated(mesh))
-        return tokens, tokens, replicated(mesh)
-    config = configs[0]
-    shape = (CHUNK_STEPS, len(configs), config.batch.sequences, config.model.n_ctx + 1)
-    return None, jax.ShapeDtypeStruct(shape, stored.dtype), NamedSharding(mesh, _FED)
+def _compile_chunk(
+    configs: Sequence[RunConfig],
+    engine: EngineConfig,
+    cut: Cut,
+    mesh: Mesh,
+    corpus: Corpus,
+    tokens: jax.Array | None,
+) -> Any:
+    """The chunk of runs of one shape, that takes its batches from `tokens` or from the host."""
+    config, on_lanes, everywhere = configs[0], over_lanes(mesh), replicated(mesh)
+    source, laid = tokens, everywhere
+    if tokens is None:
+        shape = (CHUNK_STEPS, len(configs), config.batch.sequences, config.model.n_ctx + 1)
+        source = jax.ShapeDtypeStruct(shape, corpus.train.tokens.dtype)
+        laid = NamedSharding(mesh, _FED)
+    state = abstract_state(config, len(configs), mesh)
+    laid_state = jax.tree.map(lambda x: x.sharding, state)
+    numbers, count = _stack_numbers(configs, corpus, mesh), jax.ShapeDtypeStruct((), jnp.int32)
+    with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
+        return (
+            jax.jit(
+                _make_chunk(config, engine, cut),
+                donate_argnums=0,
+                in_shardings=(laid_state, everywhere, everywhere, on_lanes, laid),
+                out_shardings=(laid_state, on_lanes),
+            )
+            .lower(state, count, count, numbers, source)
+            .compile(compiler_options=_compiler_options(mesh.devices.flat[0].platform, mesh.size))
+        )
 
 
 def _compiler_options(platform: str, n_devices: int) -> dict[str, Any] | None:
@@ -246,7 +294,9 @@ def _make_chunk(config: RunConfig, engine: EngineConfig, cut: Cut) -> Any:
             return update(state, step, numbers, fetch(source, step, i, numbers))
 
         abstract = jax.eval_shape(one, step0, state)[1]
-        window = jax.tree.map(lambda x: jnp.zeros((x.shape[0], CHUNK_STEPS), x.dtype), abstract)
+        window = jax.tree.map(
+            lambda x: jnp.zeros((x.shape[0], CHUNK_STEPS, *x.shape[1:]), x.dtype), abstract
+        )
 
         def body(i: jax.Array, carry: tuple[TrainState, Measured]) -> tuple[TrainState, Measured]:
             state, window = carry

@@ -13,7 +13,14 @@ from flax import nnx
 
 from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.models.transformer import Transformer
-from scaling_jax.training.noise import Cut, grouped_gradient
+from scaling_jax.training.noise import (
+    Cut,
+    Probes,
+    adam_metric,
+    grouped_gradient,
+    noise_measures,
+    sq_norm,
+)
 from scaling_jax.training.optimizers import make_optimizer
 from scaling_jax.training.schedules import Horizon, learning_rate
 
@@ -41,8 +48,8 @@ class Measured(NamedTuple):
 
     loss: jax.Array
     lr: jax.Array
-    grad_sq_small: jax.Array
-    grad_sq_big: jax.Array
+    grad_sq_small: jax.Array  # [measures], in the order of `noise_measures`
+    grad_sq_big: jax.Array  # [measures]
     alive: jax.Array
 
 
@@ -72,12 +79,17 @@ def init_state(config: RunConfig, numbers: Numbers) -> TrainState:
 
 
 def make_model(config: RunConfig, engine: EngineConfig) -> Callable[..., jax.Array]:
-    """`model(params, tokens_bt, dropout_keys_b=None) -> logits_btv` on a plain tree of arrays."""
+    """`model(params, tokens_bt, dropout_keys_b=None, probes=None) -> logits_btv`, plain arrays."""
     graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config.model, nnx.Rngs(0), engine)))
 
-    def model(params: Any, tokens_bt: jax.Array, keys_b: jax.Array | None = None) -> jax.Array:
+    def model(
+        params: Any,
+        tokens_bt: jax.Array,
+        keys_b: jax.Array | None = None,
+        probes: Probes | None = None,
+    ) -> jax.Array:
         params = jax.tree.map(lambda p: p.astype(config.compute_dtype), params)
-        return nnx.merge(graph, params)(tokens_bt, keys_b)
+        return nnx.merge(graph, params)(tokens_bt, keys_b, probes)
 
     return model
 
@@ -94,31 +106,34 @@ def make_update(
 ) -> Callable[[TrainState, jax.Array, Numbers, jax.Array], tuple[TrainState, Measured]]:
     """`update(state, step, numbers, window_bt)`: from `step` to `step + 1` on one batch of rows."""
     model = make_model(config, engine)
+    measures = noise_measures(config, cut)
 
-    def loss_fn(params: Any, rows: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+    def loss_fn(params: Any, rows: tuple[jax.Array, jax.Array | None], probes: Probes) -> jax.Array:
         window_bt, keys_b = rows
-        return token_losses(model(params, window_bt[:, :-1], keys_b), window_bt[:, 1:]).mean()
+        logits_btv = model(params, window_bt[:, :-1], keys_b, probes)
+        return token_losses(logits_btv, window_bt[:, 1:]).mean()
 
     def update(
         state: TrainState, step: jax.Array, numbers: Numbers, window_bt: jax.Array
     ) -> tuple[TrainState, Measured]:
         rows = window_bt.shape[0]
         keys_b = dropout_keys(numbers.seed, step, rows) if config.model.dropout else None
-        measured = grouped_gradient(
-            loss_fn, state.params, (window_bt, keys_b), cut, config.noise.enabled
-        )
+        metric = None
+        if config.noise.enabled and config.noise.preconditioned:
+            metric = adam_metric(config.optimizer, state.opt_state)
+        found = grouped_gradient(loss_fn, state.params, (window_bt, keys_b), cut, measures, metric)
         lr = learning_rate(config.schedule.name, step, numbers.horizon)
         optimizer = make_optimizer(config.optimizer, lr, numbers.weight_decay)
-        updates, opt_state = optimizer.update(measured.gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(found.gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        alive = state.alive & jnp.isfinite(measured.loss) & jnp.isfinite(measured.grad_sq_big)
+        alive = state.alive & jnp.isfinite(found.loss)
+        if config.noise.enabled:  # which takes this norm anyway; the next loss would tell, too
+            alive &= jnp.isfinite(sq_norm(found.gradient))
         new = TrainState(params, opt_state, alive)
         # A lane that has diverged or reached its own end stands still while its neighbours go on.
         moves = alive & (step < numbers.horizon.steps.astype(jnp.int32))
         state = jax.tree.map(partial(jnp.where, moves), new, state._replace(alive=alive))
-        return state, Measured(
-            measured.loss, lr, measured.grad_sq_small, measured.grad_sq_big, alive
-        )
+        return state, Measured(found.loss, lr, found.grad_sq_small, found.grad_sq_big, alive)
 
     return update
 

@@ -18,13 +18,18 @@ import numpy as np
 from scaling_jax.config import RunConfig
 from scaling_jax.data.feed import HostFeed
 from scaling_jax.records.writer import RunWriter
+from scaling_jax.training.batch_size import BatchState, decide, next_decision, observe, start
+from scaling_jax.training.checkpoints import Restored
 from scaling_jax.training.evaluation import mean_and_error
 from scaling_jax.training.program import CHUNK_STEPS, Program
-from scaling_jax.training.step import Measured, Numbers
+from scaling_jax.training.saving import Checkpoints
+from scaling_jax.training.step import Measured, Numbers, TrainState
 from scaling_jax.training.windows import WindowRecorder, evaluation_steps
 
 IN_FLIGHT = 2
 FLUSH_S = 20.0
+# A chunk takes no longer than this, so that a cohort that is told to stop soon does.
+CHUNK_S = 2.0
 
 
 class Ended(NamedTuple):
@@ -49,6 +54,7 @@ class Lane:
     writer: RunWriter | None
     recorder: WindowRecorder
     marks: frozenset[int]
+    batch: BatchState
     diverged: bool = False
     loss: float = float("nan")
     unwritten: list[dict[str, Any]] = field(default_factory=list)
@@ -61,6 +67,21 @@ class Lane:
             return Ended("interrupted", stop_reason)
         return Ended("done", "")
 
+    def state(self) -> dict[str, Any]:
+        """What the lane is to go on from, as plain data that JSON keeps exactly."""
+        return {
+            "recorder": self.recorder.state(),
+            "batch": self.batch._asdict(),
+            "diverged": self.diverged,
+        }
+
+    def restore(self, state: Mapping[str, Any], program: Program) -> None:
+        """Goes on from `state()`, `program` being that of its batch."""
+        self.batch = BatchState(**state["batch"])
+        self.recorder.begin_batch(program.sequences, program.cut)
+        self.recorder.restore(state["recorder"])
+        self.diverged = state["diverged"]
+
     def write(self) -> None:
         """Hands the rows that are complete to the writer."""
         if self.writer is not None:
@@ -72,12 +93,15 @@ def train_cohort(
     cohort: Mapping[str, RunConfig],
     program: Program,
     writers: Mapping[str, RunWriter],
+    checkpoints: Checkpoints,
+    restored: Restored | None,
     stop: Callable[[], str | None],
     observe: Observer,
 ) -> dict[str, Ended]:
     """Trains the runs of one cohort and records those that have a writer; how each ended.
 
-    `stop()` gives a reason to stop, or None; runs then end as `interrupted` at the next chunk.
+    Goes on from `restored`, which is used up, or begins at step 0. `stop()` gives a reason to stop,
+    or None; runs then end as `interrupted` at the next chunk, with a checkpoint there.
     """
     n_tokens = len(program.corpus.train.tokens)
     lanes = [
@@ -87,65 +111,153 @@ def train_cohort(
             writers.get(name),
             WindowRecorder(config, program.cut, config.unique_tokens(n_tokens)),
             frozenset(evaluation_steps(config)),
+            start(config),
         )
         for name, config in cohort.items()
     ]
-    loop = _Loop(lanes, program, observe)
-    reason = loop.run(stop)
+    loop = _Loop(lanes, program, checkpoints, observe)
+    reason = loop.run(restored, stop)
     wall_s = loop.elapsed()
     ended = {}
     for lane in lanes:
         ended[lane.name] = lane.ended(reason)
-        lane.write()
         if lane.writer is not None:
             lane.writer.finish(*ended[lane.name], compile_s=program.compile_s, wall_s=wall_s)
     return ended
 
 
 class _Loop:
-    def __init__(self, lanes: list[Lane], program: Program, observe: Observer):
+    def __init__(
+        self, lanes: list[Lane], program: Program, checkpoints: Checkpoints, observe: Observer
+    ):
         self._lanes = lanes
-        self._program = program
+        self._first = self._program = program
+        self._checkpoints = checkpoints
         self._observe = observe
-        self._steps = max(lane.config.steps for lane in lanes)
-        self._marks = sorted(frozenset().union(*(lane.marks for lane in lanes)))
-        self._began = self._last_read = self._last_flush = time.perf_counter()
+        # All lanes have one batch at a time: a run that chooses its own is alone.
+        self._longest = max((lane.config for lane in lanes), key=lambda config: config.steps)
+        self._steps = self._longest.steps
+        self._marks = frozenset().union(*(lane.marks for lane in lanes))
+        self._every_s = lanes[0].config.checkpoint.every_s
+        self._began = self._last_read = self._last_flush = self._last_save = time.perf_counter()
+        self._step_s = 0.0  # seconds an update took in the last chunk
         self._in_flight: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
 
     def elapsed(self) -> float:
         return time.perf_counter() - self._began
 
-    def run(self, stop: Callable[[], str | None]) -> str | None:
-        configs = [lane.config for lane in self._lanes]
-        with self._program.feed(configs, 0, self._steps) as feed:
-            return self._steps_until(stop, self._program.place(configs), feed)
+    def run(self, restored: Restored | None, stop: Callable[[], str | None]) -> str | None:
+        if restored is None:
+            step, state = 0, self._begin()
+        else:
+            step, state = restored.step, restored.state
+            self._step_s = CHUNK_S  # not known yet: one update at a time until it is
+            for lane, known in zip(self._lanes, restored.lanes, strict=True):
+                lane.restore(known, self._at_batch(known["batch"]["sequences"]))
+        reason = None
+        while reason is None and self._goes_on(step):
+            self._program = self._at_batch(self._lanes[0].batch.sequences)
+            configs = [lane.config.at_batch(self._program.sequences) for lane in self._lanes]
+            numbers = self._program.place(configs)
+            self._last_read = time.perf_counter()
+            with self._program.feed(configs, step, self._steps) as feed:
+                step, state, reason = self._at_one_batch(stop, step, state, numbers, feed)
+        self._save(step, state)
+        if reason is None:
+            self._checkpoints.finish(step)
+        self._checkpoints.wait()
+        return reason
 
-    def _steps_until(
-        self, stop: Callable[[], str | None], numbers: Numbers, feed: HostFeed | None
-    ) -> str | None:
-        program = self._program
-        state = program.init(numbers)
+    def _begin(self) -> TrainState:
+        program = self._first
+        state = program.init(program.place([lane.config for lane in self._lanes]))
         for lane in self._lanes:
             lane.unwritten.append(lane.recorder.initial_row())
         self._put(self._read_evaluation, 0, program.evaluate(state))
-        step, reason = 0, None
-        while step < self._steps and not all(lane.diverged for lane in self._lanes):
+        return state
+
+    def _at_batch(self, sequences: int) -> Program:
+        return self._first.at_batch([lane.config.at_batch(sequences) for lane in self._lanes])
+
+    def _goes_on(self, step: int) -> bool:
+        return step < self._steps and not all(lane.diverged for lane in self._lanes)
+
+    def _at_one_batch(
+        self,
+        stop: Callable[[], str | None],
+        step: int,
+        state: TrainState,
+        numbers: Numbers,
+        feed: HostFeed | None,
+    ) -> tuple[int, TrainState, str | None]:
+        """Trains until there is a reason to stop, another batch, or an end."""
+        program, reason = self._program, None
+        while self._goes_on(step):
             reason = stop()
-            if reason is not None:
+            if reason is not None or self._takes_another_batch(step):
                 break
-            n = min(CHUNK_STEPS, min(m for m in self._marks if m > step) - step)
+            n = self._chunk_length(step)
             state, window = program.chunk(state, step, n, numbers, feed)
             step += n
             self._put(self._read_chunk, n, window)
             if step in self._marks:
                 self._put(self._read_evaluation, step, program.evaluate(state))
-        while self._in_flight:
-            self._read_oldest()
-        return reason
+            if step in self._checkpoints.kept or self._is_due():
+                self._save(step, state)
+        return step, state, reason
+
+    def _takes_another_batch(self, step: int) -> bool:
+        """Decides the batch from `step` on, if that is a step to do so, on all that was measured.
+
+        To decide again, as a run does that goes on from `step`, gives the same.
+        """
+        if next_decision(self._longest, step - 1) != step:
+            return False
+        self._read_all()
+        for lane in self._lanes:
+            lane.batch = decide(lane.config, lane.batch, step)
+        sequences = self._lanes[0].batch.sequences
+        if sequences == self._program.sequences:
+            return False
+        cut = self._at_batch(sequences).cut
+        for lane in self._lanes:
+            lane.unwritten += lane.recorder.begin_batch(sequences, cut)
+        return True
+
+    def _chunk_length(self, step: int) -> int:
+        """Updates up to the next mark or decision, and no more than fit into `CHUNK_S`."""
+        mark = min(mark for mark in self._marks | self._checkpoints.kept if mark > step)
+        ahead = min(mark, next_decision(self._longest, step)) - step
+        in_time = int(CHUNK_S / self._step_s) if self._step_s else CHUNK_STEPS
+        return min(CHUNK_STEPS, ahead, max(1, in_time))
+
+    def _is_due(self) -> bool:
+        overdue = time.perf_counter() - self._last_save >= self._every_s
+        return overdue and not self._checkpoints.busy
+
+    def _save(self, step: int, state: TrainState) -> None:
+        """A checkpoint of `step`, once the rows before it are on the disk."""
+        self._read_all()
+        for lane in self._lanes:
+            lane.write()
+        self._flush()
+        if step > 0:
+            self._checkpoints.save(step, state, [lane.state() for lane in self._lanes])
+        self._last_save = self._last_read = time.perf_counter()
+
+    def _flush(self) -> None:
+        for lane in self._lanes:
+            if lane.writer is not None:
+                lane.writer.flush()
+        self._last_flush = time.perf_counter()
 
     def _put(self, read: Callable[..., None], *args: Any) -> None:
         self._in_flight.append((read, args))
         while len(self._in_flight) > IN_FLIGHT:
+            self._read_oldest()
+
+    def _read_all(self) -> None:
+        while self._in_flight:
             self._read_oldest()
 
     def _read_oldest(self) -> None:
@@ -155,7 +267,8 @@ class _Loop:
     def _read_chunk(self, n: int, window: Measured) -> None:
         window = jax.tree.map(np.asarray, window)
         now = time.perf_counter()
-        tokens_per_s = n * self._lanes[0].config.batch_tokens / (now - self._last_read)
+        self._step_s = (now - self._last_read) / n
+        tokens_per_s = self._program.sequences * self._longest.model.n_ctx / self._step_s
         self._last_read = now
         for i, lane in enumerate(self._lanes):
             own = min(n, lane.config.steps - lane.recorder.step)
@@ -164,6 +277,9 @@ class _Loop:
             lane.write()
             updates = [Measured(*(leaf[i, u] for leaf in window)) for u in range(own)]
             lane.unwritten += lane.recorder.add(updates, tokens_per_s, now - self._began)
+            if lane.config.batch.policy.name == "noise_scale":
+                small, big = window.grad_sq_small[i, :own, 0], window.grad_sq_big[i, :own, 0]
+                lane.batch = observe(lane.batch, small, big, self._program.cut.groups)
             lane.diverged = not bool(window.alive[i, own - 1])
             lane.loss = float(window.loss[i, :own].mean())
         self._observe(
@@ -172,10 +288,7 @@ class _Loop:
             tokens_per_s * len(self._lanes),
         )
         if now - self._last_flush > FLUSH_S:
-            self._last_flush = now
-            for lane in self._lanes:
-                if lane.writer is not None:
-                    lane.writer.flush()
+            self._flush()
 
     def _read_evaluation(self, step: int, loss_sums: jax.Array) -> None:
         tokens = self._program.evaluation.document_tokens

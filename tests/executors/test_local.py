@@ -23,12 +23,14 @@ from scaling_jax.config import (
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.executors import local
-from scaling_jax.executors.local import environment, run_row, run_study
+from scaling_jax.executors.local import MOST_TRIES, environment, run_row, run_study
 from scaling_jax.executors.placement import Cohort, plan_cohorts
 from scaling_jax.records import load
-from scaling_jax.records.files import FolderLock
+from scaling_jax.records.locks import FolderLock
 from scaling_jax.records.schema import RUN_COLUMNS
+from scaling_jax.records.status import run_status
 from scaling_jax.study import Study
+from scaling_jax.training import trainer
 from scaling_jax.training.program import compile_program
 from scaling_jax.training.trainer import Observer
 
@@ -57,12 +59,14 @@ class Log:
 
     def __init__(self) -> None:
         self.cohorts: list[tuple[tuple[str, ...], int, int]] = []
+        self.began: list[int] = []
         self.ends: list[tuple[str, str, str]] = []
         self.steps: list[int] = []
         self.compilations: list[float] = []
 
-    def cohort(self, cohort: Cohort, number: int, of: int) -> Observer:
+    def cohort(self, cohort: Cohort, number: int, of: int, step: int) -> Observer:
         self.cohorts.append((tuple(cohort.runs), number, of))
+        self.began.append(step)
         return self._observe
 
     def compiled(self, seconds: float) -> None:
@@ -111,6 +115,11 @@ def statuses(out: Path) -> dict[str, str]:
 
 
 Train = Callable[..., dict[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _as_long_chunks_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "CHUNK_S", 1e9)  # on a busy machine, too
 
 
 @pytest.fixture
@@ -197,7 +206,8 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
     stop = StopAfter(18)  # of the second cohort, in its middle
     ended = train(tmp_path, stop)
     assert ended == ENDS | {"calm30": "interrupted"} == statuses(tmp_path)
-    assert 0 < last_step(curve(tmp_path, "calm30")) < 30
+    stopped = last_step(curve(tmp_path, "calm30"))
+    assert 0 < stopped < 30
     kept = {name: curve(tmp_path, name) for name in ENDS if name != "calm30"}
 
     log = Log()
@@ -205,8 +215,9 @@ def test_what_was_stopped_goes_on_and_ends_the_same(
     assert log.cohorts == [(("calm30", "wild30"), 1, 1)]
     assert [name for name, _, _ in log.ends] == ["calm30"]
     assert all(curve(tmp_path, name).equals(before) for name, before in kept.items())
+    assert log.began == [stopped]
     went_on, undisturbed = curve(tmp_path, "calm30"), curve(trained[0], "calm30")
-    assert went_on["attempt"].unique().to_list() == [2]
+    assert went_on["attempt"].unique().sort().to_list() == [1, 2]
     for column in ("step", "train_loss", "val_loss", "grad_sq_small", "grad_sq_big"):
         assert went_on[column].equals(undisturbed[column]), column
     assert not [name for name in contents(tmp_path) if name.endswith(".tmp")]
@@ -239,12 +250,35 @@ def test_a_cohort_that_fails_does_not_stop_the_study_and_is_tried_again(
         return compile_once(*args)
 
     monkeypatch.setattr(local, "compile_program", compile_or_fail)
-    log, failed = Log(), {"calm60": "failed", "wild60": "failed"}
-    assert train(tmp_path, log=log) == ENDS | failed == statuses(tmp_path)
-    assert log.ends[:2] == [(name, "failed", "no room left") for name in failed]
-    assert train(tmp_path) == ENDS
+    log = Log()
+    assert train(tmp_path, log=log) == ENDS == statuses(tmp_path)
+    assert log.ends[:2] == [(name, "failed", "no room left") for name in ("calm60", "wild60")]
+    assert [names for names, _, _ in log.cohorts] == [
+        ("calm60", "wild60"),
+        ("calm30", "wild30"),
+        ("calm60", "wild60"),  # once the others are through
+    ]
     assert curve(tmp_path, "calm60")["attempt"].unique().to_list() == [2]
     assert curve(tmp_path, "calm30")["attempt"].unique().to_list() == [1]
+
+
+def test_what_fails_every_time_is_given_up(
+    train: Train, tiny_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = local.train_cohort
+
+    def train_or_fail(cohort: Any, *args: Any) -> Any:
+        if "calm60" in cohort:
+            raise WorkError("it never fits")
+        return plain(cohort, *args)
+
+    monkeypatch.setattr(local, "train_cohort", train_or_fail)
+    log, failed = Log(), {"calm60": "failed", "wild60": "failed"}
+    assert train(tmp_path, log=log) == ENDS | failed == statuses(tmp_path)
+    assert [names for names, _, _ in log.cohorts].count(("calm60", "wild60")) == MOST_TRIES
+    known = run_status(epath.Path(tmp_path), STUDY.runs["calm60"].run_id(tiny_corpus.fingerprint))
+    assert known is not None
+    assert [each["message"] for each in known["failures"]] == ["it never fits"] * MOST_TRIES
 
 
 def test_a_folder_that_another_writes_in_is_left_alone(train: Train, tmp_path: Path) -> None:
@@ -253,6 +287,11 @@ def test_a_folder_that_another_writes_in_is_left_alone(train: Train, tmp_path: P
         with pytest.raises(RequestError, match="Another process writes"):
             train(tmp_path)
         assert contents(tmp_path) == before
+
+
+def test_where_no_checkpoint_can_be_written_nothing_is_trained(tiny_corpus: Corpus) -> None:
+    with pytest.raises(RequestError, match="checkpoints cannot be written to s3://"):
+        run_study(STUDY, epath.Path("s3://bucket/runs"), tiny_corpus, Log(), never)
 
 
 def test_a_run_of_two_studies_is_trained_once(
@@ -278,7 +317,12 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_written(
 def test_the_row_of_a_run_is_all_that_is_known_before_it_starts(tiny_corpus: Corpus) -> None:
     one = config(0.25, seed=3)
     row = run_row(one, tiny_corpus)
-    later = {"study", "name", "status", "versions", "device", "mesh", "engine"}
+    later = {"study", "name", "status", "versions", "device", "mesh", "engine"} | {
+        "tries",
+        "failures",
+        "heartbeat",
+        "message",
+    }
     assert row.keys() == RUN_COLUMNS.keys() - later
     for name, value in row.items():
         assert value is None or type(value) is RUN_COLUMNS[name], name

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import pytest
 
-from scaling_jax.config import RunConfig, parse_config
+from scaling_jax.config import RunConfig
 from scaling_jax.data.corpus import Corpus, build
 from scaling_jax.errors import RequestError
 from scaling_jax.executors import placement
 from scaling_jax.executors.placement import MEMORY_SHARE, Cohort, plan_cohorts
+from scaling_jax.settings import parse_config
 from scaling_jax.study import Study
 from scaling_jax.training.memory import estimate_memory
 from scaling_jax.training.mesh import sizes

@@ -104,6 +104,44 @@ def test_rates_at_an_edge_are_left_out_and_single_ones_told(read: Callable[..., 
     assert "several runs at one batch, and no learning rate" in untold.flags[0]
 
 
+def of_seeds(slow: dict[int, float], beta2: float = 0.99) -> pl.DataFrame:
+    """The same curves of several seeds, each as slow at every batch size."""
+    return pl.concat(
+        curves().with_columns(
+            run_id=pl.format("{} {} {}", "run_id", pl.lit(seed), pl.lit(beta2)),
+            seed=pl.lit(seed),
+            beta2=pl.lit(beta2),
+            step=(pl.col("step") * each).cast(pl.Int64),
+        )
+        for seed, each in slow.items()
+    )
+
+
+def test_seeds_are_averaged_and_what_else_was_tuned_is_not(read: Callable[..., Records]) -> None:
+    slow = {0: 1.0, 1: 1.2}
+    both = pl.concat(
+        [of_seeds(slow), of_seeds(slow, beta2=0.999).with_columns(step=2 * pl.col("step"))]
+    )
+    found = measure(read(both), levels=[4.0, 3.5, 3.2])
+    assert found.flags == []
+    for loss, hyperbola in found.ladder.rungs:
+        assert hyperbola.batch.size == BATCHES.size and hyperbola.rms_log_residual < 0.01
+        exact = float(least_steps(np.array(loss))) * 1.2**0.5
+        assert hyperbola.S_min.value == pytest.approx(exact, rel=0.01)
+    uneven = both.filter((pl.col("seed") == 0) | (pl.col("batch_tokens") > 256))
+    assert "seeds differ between batch sizes" in measure(read(uneven), levels=[4.0]).flags[0]
+
+
+def test_levels_are_passed_by_every_seed_of_a_rate(read: Callable[..., Records]) -> None:
+    table = of_seeds({0: 1.0, 1: 1.2})
+    short = table.filter(
+        (pl.col("seed") == 0) | (pl.col("batch_tokens") != 512) | (pl.col("loss") > 3.5)
+    )
+    found = measure(read(short))
+    assert 3.5 <= found.ladder.rungs[-1].loss < 3.52
+    assert found.ladder.rungs[-1].hyperbola.batch.size == BATCHES.size
+
+
 def test_a_diverged_rate_brackets_the_one_below(make_sweep: Callable[..., Records]) -> None:
     lost = make_sweep({1e-3: 1.3, 2e-3: 1.0}, diverged=4e-3)
     found = measure(lost, levels=[4.0, 3.5, 3.2])

@@ -180,6 +180,33 @@ def test_the_fastest_rate_is_taken_and_an_edge_is_told() -> None:
     assert best["at_edge"].to_list() == [False, False, True, True]
 
 
+def test_what_else_was_tuned_is_chosen_with_the_rate() -> None:
+    table = pl.DataFrame(
+        {
+            "batch": 8,
+            "loss": 4.0,
+            "lr": [0.1, 0.2, 0.4] * 2,
+            "setting": ["0.9"] * 3 + ["0.99"] * 3,
+            "steps": [60.0, 70.0, 80.0, 90.0, 50.0, 95.0],
+        }
+    )
+    best = fastest(table)
+    assert best.select("lr", "setting", "steps", "at_edge").rows() == [(0.2, "0.99", 50.0, False)]
+    assert fastest(table.drop("setting"))["steps"].to_list() == [70.0, 50.0]
+
+
+def test_seeds_are_one_point_a_batch() -> None:
+    one = sweep(0.0, 0.0)
+    slow = (1.0, 1.1, 1.3)  # a seed is as slow at every batch size
+    seeds = pl.concat(one.with_columns(steps=pl.col("steps") * each) for each in slow)
+    found, mean = ladder(seeds), float(np.prod(slow)) ** (1 / 3)
+    for rung, alone in zip(found.rungs, ladder(one).rungs, strict=True):
+        assert rung.hyperbola.batch.size == alone.hyperbola.batch.size
+        assert rung.hyperbola.rms_log_residual < 1e-9
+        assert rung.hyperbola.B_crit.value == pytest.approx(alone.hyperbola.B_crit.value)
+        assert rung.hyperbola.S_min.value == pytest.approx(mean * alone.hyperbola.S_min.value)
+
+
 @pytest.mark.skipif(not ZHANG.exists(), reason="the tables of other authors are not here")
 def test_zhang_et_al_against_size_and_loss() -> None:
     size, rule, ratio, loss = [], [], [], []

@@ -1,14 +1,8 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import resource
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,38 +13,11 @@ from hypothesis import strategies as st
 
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.records import files
-from scaling_jax.records.files import FolderLock, is_locked
-
-HOLDER = """
-import sys
-from etils import epath
-from scaling_jax.records.files import FolderLock
-with FolderLock(epath.Path(sys.argv[1])):
-    print("held", flush=True)
-    sys.stdin.readline()
-print("let go", flush=True)
-sys.stdin.readline()
-"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> epath.Path:
     return epath.Path(tmp_path)
-
-
-@pytest.fixture
-def holder(folder: epath.Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, os.fspath(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
 
 
 def names(folder: epath.Path) -> list[str]:
@@ -134,12 +101,21 @@ def test_a_bucket_gets_one_whole_object(folder: epath.Path) -> None:
     assert (folder / "x.bin").read_bytes() == b"whole"
 
 
-def test_a_store_without_its_client_is_the_request() -> None:
-    def absent(original, path):
-        raise ImportError("Please install gcsfs to access Google Storage")
-
-    with epath_testing.mock_epath(exists=absent), pytest.raises(RequestError, match="gcsfs"):
-        files.as_path("gs://somewhere/runs")
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("gs://b/runs", r"pip install 'scaling_jax\[gcs\]'"),
+        ("s3://b/runs", r"pip install 'scaling_jax\[s3\]'"),
+        ("az://b/runs", r"no folder, gs:// or s3:// path"),
+        ("file:///b/runs", r"no folder, gs:// or s3:// path"),
+    ],
+)
+def test_a_store_without_its_client_is_the_request(
+    path: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=f"Cannot reach {path}.*{fault}"):
+        files.as_path(path)
 
 
 @settings(max_examples=20)
@@ -172,89 +148,23 @@ def test_nan_is_not_json(folder: epath.Path) -> None:
         files.write_json(folder / "doc.json", {"x": float("nan")})
 
 
-@pytest.mark.parametrize("doc", [{"format": 2}, {}, {"format": "1"}])
-def test_another_format_is_refused(folder: epath.Path, doc: dict[str, object]) -> None:
-    files.write_json(folder / "doc.json", doc)
-    with pytest.raises(RequestError, match="format"):
+def test_a_record_is_read_as_it_was_written(folder: epath.Path) -> None:
+    doc = {"x": 1.5, "name": "lädder", "runs": {"b": "1", "a": "2"}, "none": None}
+    files.write_record(folder / "doc.json", doc)
+    assert files.read_record(folder / "doc.json") == doc
+    assert list(files.read_record(folder / "doc.json")["runs"]) == ["b", "a"]
+
+
+@pytest.mark.parametrize("number", [1, 3, "2", None])
+def test_another_format_is_refused(folder: epath.Path, number: object) -> None:
+    files.write_json(folder / "doc.json", {"format": number})
+    with pytest.raises(RequestError, match=rf"doc\.json is of format {number!r} .* reads 2"):
         files.read_record(folder / "doc.json")
 
 
-def test_a_second_process_is_told_who_writes(
-    folder: epath.Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "_PATIENCE_S", 0.05)
-    assert is_locked(folder)
-    with (
-        pytest.raises(RequestError, match=rf"pid {holder.pid} on .+, since 20"),
-        FolderLock(folder),
-    ):
-        pass
-    assert is_locked(folder), "asking must not disturb the holder"
-    assert holder.stdin is not None
-    assert holder.stdout is not None
-    holder.stdin.write("\n")
-    holder.stdin.flush()
-    assert holder.stdout.readline() == "let go\n"
-    assert not is_locked(folder)
-    assert (folder / ".lock").read_text() == ""
-    with FolderLock(folder):
-        assert is_locked(folder)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_lock_ends_with_its_process(
-    folder: epath.Path, holder: subprocess.Popen[str], number: signal.Signals
-) -> None:
-    holder.send_signal(number)
-    holder.wait()
-    assert not is_locked(folder)
-    with FolderLock(folder):
-        pass
-
-
-def test_the_lock_is_let_go_though_a_child_lives_on(folder: epath.Path) -> None:
-    """A forked worker shares the open file; closing ours alone would leave it locked."""
-    with FolderLock(folder) as lock:
-        assert lock._fd is not None
-        shared = os.dup(lock._fd)
-    try:
-        assert not is_locked(folder)
-    finally:
-        os.close(shared)
-
-
-def test_a_failure_inside_lets_go(folder: epath.Path) -> None:
-    with pytest.raises(ZeroDivisionError), FolderLock(folder):
-        _ = 1 / 0
-    assert not is_locked(folder)
-
-
-def test_one_process_does_not_take_a_folder_twice(
-    folder: epath.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "_PATIENCE_S", 0.05)
-    with FolderLock(folder):
-        with pytest.raises(RequestError, match=f"pid {os.getpid()} "), FolderLock(folder):
-            pass
-        assert is_locked(folder)
-
-
-def test_a_look_at_the_lock_does_not_turn_a_writer_away(folder: epath.Path) -> None:
-    """`is_locked` holds a shared lock for an instant; here the instant is a tenth of a second."""
-    (folder / ".lock").touch()
-    fd = os.open(folder / ".lock", os.O_RDONLY)
-    fcntl.flock(fd, fcntl.LOCK_SH)
-    threading.Timer(0.1, os.close, [fd]).start()
-    with FolderLock(folder):
-        assert is_locked(folder)
-
-
-def test_a_folder_never_written_is_not_locked(folder: epath.Path) -> None:
-    assert not is_locked(folder)
-    assert not is_locked(folder / "absent")
-    assert names(folder) == []
-
-
-def test_a_bucket_is_not_guarded() -> None:
-    with FolderLock(epath.Path("gs://bucket/runs")):
-        assert not is_locked(epath.Path("gs://bucket/runs"))
+def test_an_edited_record_is_named_with_what_to_do(folder: epath.Path) -> None:
+    path = folder / "doc.json"
+    files.write_record(path, {"step": 20})
+    path.write_text(path.read_text().replace("20", "30"))
+    with pytest.raises(files.DamagedRecord, match=r"doc\.json is damaged or was .* Remove it"):
+        files.read_record(path)

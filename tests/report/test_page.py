@@ -9,7 +9,7 @@ import pytest
 from markupsafe import escape
 
 from scaling_jax import laws
-from scaling_jax.laws.noise_scale import noise_scale
+from scaling_jax.laws.noise_report import measure_noise
 from scaling_jax.records.store import Records
 from scaling_jax.report.page import write_report
 from scaling_jax.report.words import lamp_label, number
@@ -59,7 +59,7 @@ def check(html):
 @pytest.fixture(scope="module")
 def written(study, fit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    path = write_report(study, fit, None, noise_scale(study), folder)
+    path = write_report(study, fit, None, measure_noise(study), folder)
     return folder, path.read_text()
 
 

@@ -12,20 +12,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from scaling_jax.config import MeshConfig, ModelConfig, RunConfig, parse_config
+from scaling_jax.config import MeshConfig, ModelConfig, RunConfig
 from scaling_jax.data.corpus import Corpus, build
 from scaling_jax.models.transformer import Transformer
+from scaling_jax.settings import parse_config
 from scaling_jax.study import program_key
 from scaling_jax.training.mesh import make_mesh
 from scaling_jax.training.program import Program, compile_program
 from scaling_jax.training.step import Measured, TrainState
-
-# These tests compile far more than they compute: four times quicker than the defaults.
-QUICK = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
+from tests.quick_compile import QUICK, compiling_quickly
 
 
 class BruteForce(NamedTuple):
@@ -39,13 +34,7 @@ class BruteForce(NamedTuple):
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_quickly() -> Iterator[None]:
-    plain = jax.stages.Lowered.compile
-
-    def quick(self: Any, compiler_options: dict[str, Any] | None = None, **rest: Any) -> Any:
-        return plain(self, {**QUICK, **(compiler_options or {})}, **rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.stages.Lowered, "compile", quick)
+    with compiling_quickly():
         yield
 
 

@@ -14,6 +14,20 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, int], int]] = {
     "plain": ({}, {}, 1),
     "microbatches": ({"batch": {"sequences": 32, "microbatches": 8}}, {}, 1),
     "groups": ({"noise": {"groups": 8}, "model": {**SHAPE, "d_model": 128}}, {}, 1),
+    "sequences": (
+        {"noise": {"sequences": "all"}, "model": {**SHAPE, "n_layer": 1, "n_vocab": 2048}},
+        {},
+        1,
+    ),
+    "preconditioned": (
+        {
+            "noise": {"preconditioned": True},
+            "model": {**SHAPE, "d_model": 128},
+            "batch": {"sequences": 8, "microbatches": 4},
+        },
+        {},
+        1,
+    ),
     "lanes on a device": ({}, {}, 3),
     "lanes": ({}, {"lane": 4}, 8),
     "data": ({}, {"data": 4}, 1),
@@ -87,6 +101,16 @@ def test_microbatches_and_remat_save_activations(tiny):
     assert none > dots > full
     split = memory(tiny(model={"n_layer": 8}, batch={"microbatches": 4}), scan)
     assert split.activations == pytest.approx(none / 4, rel=0.01)
+
+
+def test_what_is_measured_takes_memory(tiny):
+    plain = memory(tiny())
+    metric = memory(tiny(noise={"preconditioned": True}))
+    assert metric.gradients - plain.gradients == pytest.approx(plain.state / 3, abs=1)
+    assert metric._replace(gradients=plain.gradients) == plain
+    own = memory(tiny(noise={"sequences": "all"}))
+    assert own.activations > plain.activations
+    assert own._replace(activations=plain.activations) == plain
 
 
 def test_the_state_is_that_of_the_optimizer(tiny):

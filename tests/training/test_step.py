@@ -7,8 +7,9 @@ import pytest
 
 from scaling_jax.config import EngineConfig, MeshConfig
 from scaling_jax.data.sampler import windows
+from scaling_jax.models.kinds import kind_of
 from scaling_jax.training.mesh import make_mesh
-from scaling_jax.training.noise import Cut, group_rows
+from scaling_jax.training.noise import Cut, group_rows, noise_measures
 from scaling_jax.training.optimizers import make_optimizer
 from scaling_jax.training.sharding import replicated
 from scaling_jax.training.step import (
@@ -76,12 +77,63 @@ def test_moments_are_those_of_its_own_batch_before_clipping(config, update, stat
     after, measured = update(state, step)
     assert truth.grad_sq_big > 100 * CLIP**2
     np.testing.assert_allclose(measured.loss, truth.loss, rtol=1e-6)
-    np.testing.assert_allclose(measured.grad_sq_small, truth.grad_sq_small, rtol=1e-5)
-    np.testing.assert_allclose(measured.grad_sq_big, truth.grad_sq_big, rtol=1e-5)
+    np.testing.assert_allclose(measured.grad_sq_small, [truth.grad_sq_small], rtol=1e-5)
+    np.testing.assert_allclose(measured.grad_sq_big, [truth.grad_sq_big], rtol=1e-5)
     lr = LR * 6 / 8
     assert measured.lr == pytest.approx(lr)
     # what moves the parameters is clipped; that it can be seen at all bounds how small CLIP may be
     assert distance(state.params, after.params) == pytest.approx(lr * CLIP, rel=1e-2)
+
+
+def test_the_metric_of_adam_is_that_before_the_update(
+    tiny, some_parameters, brute_force, quick_jit
+):
+    config = tiny(
+        model={"n_vocab": 29},
+        batch={"sequences": 24},
+        noise={"preconditioned": True, "parts": True},
+    )
+    cut = Cut(2, 2)
+    measures = noise_measures(config, cut)
+    groups = np.asarray(group_rows(np.arange(24), cut)).reshape(4, 6)
+    params = some_parameters(config.model)
+    optimizer = make_optimizer(config.optimizer, lr=0.0, weight_decay=0.0)
+    state = TrainState(params, optimizer.init(params), jnp.asarray(True))
+    update, numbers = quick_jit(make_update(config, EngineConfig(), cut)), numbers_of(config, 500)
+    found = []
+    with jax.set_mesh(make_mesh(MeshConfig())), jax.numpy_dtype_promotion("standard"):
+        for step in range(2):
+            at = state.params
+            state, measured = update(state, jnp.int32(step), numbers, batch(3, step, 24))
+            found.append((at, measured))
+    # After one update v_hat is the square of its gradient, so that P is 1 / (|g| + eps).
+    first = brute_force(config.model, found[0][0], batch(3, 0, 24), np.arange(24)[None]).gradient
+    metric = [np.where(g == 0, 0, 1 / (np.abs(g) + config.optimizer.eps)) for g in first]
+    each = [
+        brute_force(config.model, found[1][0], batch(3, 1, 24), group[None]).gradient
+        for group in groups
+    ]
+    mean = [np.mean(leaves, axis=0) for leaves in zip(*each, strict=True)]
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for i, measure in enumerate(measures):
+        if measure.metric != "adam":
+            continue
+        small, big = (
+            np.mean(
+                [
+                    sum(
+                        (p * leaf**2).sum()
+                        for path, p, leaf in zip(paths, metric, gradient, strict=True)
+                        if measure.part in ("total", kind_of(path))
+                    )
+                    for gradient in gradients
+                ]
+            )
+            for gradients in (each, [mean])
+        )
+        np.testing.assert_allclose(found[1][1].grad_sq_small[i], small, rtol=2e-3)
+        np.testing.assert_allclose(found[1][1].grad_sq_big[i], big, rtol=2e-3)
+        assert found[0][1].grad_sq_small[i] == found[0][1].grad_sq_big[i] == 0.0
 
 
 def test_another_step_is_another_batch(update, state):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ from etils import epath
 
 from scaling_jax import records
 from scaling_jax.config import RunConfig
-from scaling_jax.records.writer import RunWriter, run_status, write_study
+from scaling_jax.records.status import run_status
+from scaling_jax.records.writer import RunWriter, write_study
 from scaling_jax.training import trainer
 from scaling_jax.training.evaluation import mean_and_error
+from scaling_jax.training.saving import Checkpoints
 from scaling_jax.training.trainer import Ended, train_cohort
 from scaling_jax.training.windows import evaluation_steps
 
@@ -29,6 +32,11 @@ class Told:
 
     def __call__(self, step, losses, tokens_per_s) -> None:
         self.calls.append((step, dict(losses), tokens_per_s))
+
+
+@pytest.fixture(autouse=True)
+def _as_long_chunks_as_there_are(monkeypatch):
+    monkeypatch.setattr(trainer, "CHUNK_S", 1e9)  # on a busy machine, too
 
 
 @pytest.fixture
@@ -54,6 +62,8 @@ def train_recorded(program, tmp_path):
         names: list[str],
         stop: Callable[[], str | None] = never,
         told: Told | None = None,
+        kept: tuple[int, ...] = (),
+        spy: type[Checkpoints] | None = None,
     ):
         out = epath.Path(tmp_path)
         write_study(out, "study", "", [], {name: f"id-{name}" for name in names})
@@ -64,7 +74,10 @@ def train_recorded(program, tmp_path):
             writer.begin(
                 doc, dict.fromkeys(("versions", "device", "mesh", "engine"), ""), config.steps
             )
-        ended = train_cohort(cohort, program, writers, stop, told or Told())
+        runs = {f"id-{name}": {} for name in cohort}
+        checkpoints = Checkpoints(out, runs, kept) if spy is None else spy(out, runs, kept)
+        ended = train_cohort(cohort, program, writers, checkpoints, None, stop, told or Told())
+        checkpoints.close()
         return ended, records.load(tmp_path / "study")
 
     return run
@@ -91,8 +104,12 @@ def test_what_is_measured_is_what_is_recorded(program, cohort, train, train_reco
         assert (rows[0]["step"], rows[-1]["step"]) == (0, STEPS)
         for row in rows[1:]:
             updates = slice(row["step_start"], row["step"])
-            assert row["train_loss"] == window.loss[lane, updates].astype(float).mean()
-            assert row["grad_sq_big"] == window.grad_sq_big[lane, updates].astype(float).mean()
+            for column, values in (
+                ("train_loss", window.loss),
+                ("grad_sq_big", window.grad_sq_big),
+            ):
+                mean = values[lane, updates].astype(float).mean()
+                assert row[column] == pytest.approx(mean, rel=1e-13)
         evaluated = {row["step"]: row for row in rows if row["val_loss"] is not None}
         assert list(evaluated) == evaluation_steps(config) == [0, 1, 10, 100, STEPS]
         for step, state in states.items():
@@ -122,7 +139,7 @@ def test_a_lane_without_a_writer_is_trained_and_not_recorded(cohort, train_recor
     assert ended.keys() == cohort.keys()
     assert loaded.runs["name"].to_list() == ["fast"]
     assert curve_of(loaded, "fast")[-1]["step"] == STEPS
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["id-fast", "study"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cohorts", "id-fast", "study"]
 
 
 def test_a_stop_at_once_leaves_the_initial_evaluation(cohort, train_recorded):
@@ -235,3 +252,47 @@ def test_a_last_update_that_leaves_no_finite_loss_is_a_divergence(tiny, train_re
     ended, loaded = train_recorded(cohort, ["a", "b"])
     assert (ended["a"].status, ended["b"].status) == ("diverged", "done")
     assert [row["val_loss"] is None for row in curve_of(loaded, "a")] == [False, True]
+
+
+class Spy(Checkpoints):
+    """Keeps the steps that are saved, with the steps of the rows that are on the disk by then."""
+
+    found: ClassVar[dict[int, list[int]]] = {}
+
+    def save(self, step, state, lanes) -> None:
+        curves = records.load(self.folder.parent.parent / "study").curves.filter(run_id="id-fast")
+        self.found[step] = curves["step"].to_list()
+        assert [lane["recorder"]["step"] for lane in lanes] == [step] * len(lanes)
+        super().save(step, state, lanes)
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_that_follows_them(cohort, train_recorded):
+    Spy.found.clear()
+    ended, _ = train_recorded(cohort, ["slow", "fast"], kept=(10, 105), spy=Spy)
+    assert ended["fast"] == Ended("done", "")
+    assert {step: max(rows) for step, rows in Spy.found.items()} == {
+        10: 10,
+        105: 100,  # in the middle of a window, of which a checkpoint knows the sums
+        STEPS: STEPS,
+    }
+
+
+def test_a_checkpoint_is_written_when_it_is_due_and_at_a_stop(tiny, train_recorded):
+    Spy.found.clear()
+    often = {"steps": STEPS, "evaluation": {"per_decade": 1}, "checkpoint": {"every_s": 1e-9}}
+    cohort = {"slow": tiny(optimizer={"lr_peak": 1e-3}, **often), "fast": tiny(seed=1, **often)}
+    answers = iter([None, None, "asked to"])
+    train_recorded(cohort, ["fast"], stop=lambda: next(answers), spy=Spy)
+    assert 1 in Spy.found and max(Spy.found) == 10
+
+
+def test_chunks_are_no_longer_than_they_may_take(cohort, train_recorded, monkeypatch):
+    told, in_short = Told(), Told()
+    _, whole = train_recorded(cohort, ["fast"], told=told)
+    monkeypatch.setattr(trainer, "CHUNK_S", 0.0)
+    _, parts = train_recorded(cohort, ["slow", "fast"], told=in_short)
+    assert len(told.calls) == 4
+    assert [step for step, _, _ in in_short.calls][-50:] == list(range(STEPS - 49, STEPS + 1))
+    for one, other in zip(curve_of(whole, "fast"), curve_of(parts, "fast"), strict=True):
+        assert one["train_loss"] == other["train_loss"]
+        assert one["val_loss"] == other["val_loss"]

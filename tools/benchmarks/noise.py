@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from scaling_jax.config import BatchConfig, EngineConfig, NoiseConfig, RunConfig
+from scaling_jax.training.noise import noise_measures
 from scaling_jax.training.program import Program
 from tools.benchmarks.mfu import big_config
 from tools.benchmarks.ours import MIDDLE, compiled, run_config, train
 from tools.benchmarks.tables import Table
-from tools.benchmarks.timing import Effort, Interval, interleave, ratio
+from tools.benchmarks.timing import Candidate, Effort, Interval, interleave, ratio
 
 PAIRS = 100
 PIECE_S = 0.15
@@ -20,82 +21,114 @@ SPLIT = 4
 
 _UNITS = {
     "layers x d_model": "",
+    "recorded": "",
     "microbatches": "",
     "groups": "",
-    "time": "ratio, 95 %",
+    "measures": "",
+    "over the same cut": "ratio, 95 %",
+    "over one microbatch": "ratio, 95 %",
     "bytes accessed": "ratio",
     "FLOPs": "ratio",
-    "bytes with": "B",
-    "bytes without": "B",
-    "FLOPs with": "",
-    "FLOPs without": "",
+    "memory": "ratio",
 }
 
 
+class _Recording(NamedTuple):
+    """What is recorded, of a batch in how many microbatches."""
+
+    name: str
+    microbatches: int
+    noise: NoiseConfig
+
+
+_RECORDINGS = (
+    _Recording("groups", SPLIT, NoiseConfig()),
+    _Recording("groups, parts", SPLIT, NoiseConfig(parts=True)),
+    _Recording("groups, preconditioned", SPLIT, NoiseConfig(preconditioned=True)),
+    _Recording("groups", 1, NoiseConfig()),
+    _Recording("sequences, LayerNorms", 1, NoiseConfig(sequences="norms")),
+    _Recording("sequences, all", 1, NoiseConfig(sequences="all")),
+)
+_SILENT = NoiseConfig(enabled=False)
+
+
+class _Ready(NamedTuple):
+    """A program and the run that it trains."""
+
+    program: Program
+    candidate: Candidate
+
+
 def noise(effort: Effort) -> Iterator[Table]:
-    """The same batch in the same microbatches with the moments and without; then unsplit."""
-    pairs = effort.rounds(PAIRS)
+    """Each source of moments against the same batch in the same cut, and whole, without them."""
+    rows = [row for config in _configs() for row in _shape(config, effort)]
     yield Table(
         "Recording the noise moments: time with them over time without",
         _UNITS,
-        [_moments(config, effort) for config in _configs()],
-        f"Medians of {pairs} interleaved pairs. Bytes and FLOPs are the compiler's, of one update "
-        "on one device: the compiler counts a loop as one turn of it.",
-    )
-    yield Table(
-        f"Cutting a batch into {SPLIT} microbatches: time cut over time whole, moments off",
-        {"layers x d_model": "", "time": "ratio, 95 %"},
-        [_splitting(effort)],
-        f"Medians of {pairs} interleaved pairs.",
+        rows,
+        f"Medians of {effort.rounds(PAIRS)} interleaved rounds. `over the same cut`: the same "
+        "microbatches and data shards without moments; `over one microbatch`: the same batch in "
+        "one piece without moments. Bytes, FLOPs and memory are the compiler's, of one update on "
+        "one device and over the same cut: the compiler counts a loop as one turn of it. With one "
+        "group the groups give no moments, and the norm of the gradient alone is taken.",
     )
 
 
 def _configs() -> list[RunConfig]:
-    cut = BatchConfig(sequences=16, microbatches=SPLIT)
-    configs = [run_config(MIDDLE, batch=cut), run_config(MIDDLE)]
+    configs = [run_config(MIDDLE)]
     if jax.default_backend() != "cpu":
-        configs.append(big_config(EngineConfig(), batch=cut))
+        # Sized in its microbatches, and so that as many sequences fit in one piece.
+        configs.append(big_config(EngineConfig()))
     return configs
 
 
-def _moments(config: RunConfig, effort: Effort) -> dict[str, Any]:
-    silent = config.model_copy(update={"noise": NoiseConfig(enabled=False)})
-    recording, bare = compiled([config]), compiled([silent])
-    (bytes_with, flops_with), (bytes_without, flops_without) = _costs(recording), _costs(bare)
-    return {
-        "layers x d_model": f"{config.model.n_layer} x {config.model.d_model}",
-        "microbatches": config.batch.microbatches,
-        "groups": recording.cut.groups,
-        "time": _slower(recording, config, bare, silent, effort),
-        "bytes accessed": bytes_with / bytes_without,
-        "FLOPs": flops_with / flops_without,
-        "bytes with": bytes_with,
-        "bytes without": bytes_without,
-        "FLOPs with": flops_with,
-        "FLOPs without": flops_without,
+def _shape(config: RunConfig, effort: Effort) -> Iterator[dict[str, Any]]:
+    silent = {
+        microbatches: _ready(_with(config, microbatches, _SILENT)) for microbatches in (SPLIT, 1)
     }
+    for name, microbatches, settings in _RECORDINGS:
+        recording = _with(config, microbatches, settings)
+        ready, same = _ready(recording), silent[microbatches]
+        rates = interleave(
+            {
+                "recording": ready.candidate,
+                "same": same.candidate,
+                "whole": silent[1].candidate,
+            },
+            effort.rounds(PAIRS),
+            effort.seconds(PIECE_S),
+        )
+        with_moments, without = _costs(ready.program), _costs(same.program)
+        yield {
+            "layers x d_model": f"{config.model.n_layer} x {config.model.d_model}",
+            "recorded": name,
+            "microbatches": microbatches,
+            "groups": ready.program.cut.groups,
+            "measures": len(noise_measures(recording, ready.program.cut)),
+            "over the same cut": _slower(rates, "same"),
+            "over one microbatch": _slower(rates, "whole"),
+            **{cost: with_moments[cost] / without[cost] for cost in with_moments},
+        }
 
 
-def _splitting(effort: Effort) -> dict[str, Any]:
-    whole = run_config(MIDDLE, noise=NoiseConfig(enabled=False))
-    cut = whole.model_copy(update={"batch": BatchConfig(sequences=16, microbatches=SPLIT)})
-    return {
-        "layers x d_model": str(MIDDLE),
-        "time": _slower(compiled([cut]), cut, compiled([whole]), whole, effort),
-    }
+def _with(config: RunConfig, microbatches: int, noise: NoiseConfig) -> RunConfig:
+    batch = BatchConfig(sequences=config.batch.sequences, microbatches=microbatches)
+    return config.model_copy(update={"batch": batch, "noise": noise})
 
 
-def _slower(
-    program: Program, config: RunConfig, base: Program, base_config: RunConfig, effort: Effort
-) -> Interval:
-    rates = interleave(
-        {"program": train(program, [config]), "base": train(base, [base_config])},
-        effort.rounds(PAIRS),
-        effort.seconds(PIECE_S),
-    )
-    return ratio(rates["base"], rates["program"])
+def _ready(config: RunConfig) -> _Ready:
+    program = compiled([config])
+    return _Ready(program, train(program, [config]))
 
 
-def _costs(program: Program) -> tuple[float, float]:
+def _slower(rates: dict[str, Any], base: str) -> Interval:
+    return ratio(rates[base], rates["recording"])
+
+
+def _costs(program: Program) -> dict[str, float]:
     cost = program._chunk.cost_analysis()
-    return cost["bytes accessed"], cost["flops"]
+    return {
+        "bytes accessed": cost["bytes accessed"],
+        "FLOPs": cost["flops"],
+        "memory": program.memory,
+    }

@@ -10,9 +10,9 @@ from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.forecast.run import Forecasts, forecast
 from scaling_jax.laws.forecast.stop import Stops, endings_of, may_be_stopped
 from scaling_jax.laws.forms import find_law
+from scaling_jax.records.schema import UNDER_WAY
 from scaling_jax.records.store import Records
 
-_UNDER_WAY = ("running", "interrupted")
 _MOST_RUNS = 40  # finished ones that are learned from, so that a look stays quick
 
 
@@ -78,7 +78,7 @@ def _guarded(make: Any) -> tuple[Any, tuple[str, ...]]:
 
 
 def _has_curves_under_way(records: Records) -> bool:
-    under_way = records.runs.filter(pl.col("status").is_in(_UNDER_WAY))
+    under_way = records.runs.filter(pl.col("status").is_in(UNDER_WAY))
     measured = records.curves.filter(pl.col("step") > 0)
     return not under_way.join(measured, on="run_id", how="semi").is_empty()
 

@@ -19,6 +19,7 @@ from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.forecast.curve import END_SHARE, Curve
 from scaling_jax.laws.forecast.larger import LARGER
 from scaling_jax.records.files import as_path, is_local, read_json, write_atomic
+from scaling_jax.records.schema import UNDER_WAY
 
 KIND = "scaling_jax sealed forecast"
 FORMAT = 1
@@ -208,7 +209,7 @@ def score(paths: Sequence[str | os.PathLike[str]], curves: Sequence[Curve]) -> S
 
 def measured_at(curve: Curve, horizon: float) -> float | None:
     """The mean loss of the last 2 % of the steps up to `horizon`; None where that has not come."""
-    if curve.end < horizon and curve.status in ("running", "interrupted"):
+    if curve.end < horizon and curve.status in UNDER_WAY:
         return None
     late = (curve.step >= (1 - END_SHARE) * horizon) & (curve.step <= horizon)
     return float(np.mean(curve.loss[late])) if late.any() else None

@@ -1,5 +1,6 @@
 """The figures of a report, each a matplotlib Figure of its own; nothing goes through pyplot."""
 
+from scaling_jax.report.figures.batches import batch_over_training, critical_both_ways
 from scaling_jax.report.figures.comparison import form_comparison, transfer
 from scaling_jax.report.figures.compute import (
     allocations,
@@ -17,15 +18,17 @@ from scaling_jax.report.figures.frontier import (
     suboptimal_size,
 )
 from scaling_jax.report.figures.laws import l_ns_fit, law_fit, overfitting, profile
-from scaling_jax.report.figures.noise import noise_against_loss
+from scaling_jax.report.figures.noise import noise_against_loss, noise_parts
 from scaling_jax.report.figures.style import SizeColours, render
 from scaling_jax.report.figures.sweeps import critical_batch, isoflop
 
 __all__ = [
     "SizeColours",
     "allocations",
+    "batch_over_training",
     "contradiction",
     "critical_batch",
+    "critical_both_ways",
     "curve_slopes",
     "early_stopping",
     "efficient_frontier",
@@ -38,6 +41,7 @@ __all__ = [
     "loss_against_compute",
     "loss_at_fixed_compute",
     "noise_against_loss",
+    "noise_parts",
     "overfitting",
     "profile",
     "render",

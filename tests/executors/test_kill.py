@@ -1,0 +1,185 @@
+"""Killed at any moment by any signal and started again, a study ends as if nothing had been."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from scaling_jax.records import load
+
+EXPERIMENT = '''\
+"""Runs of a tiny model, as many in a cohort as there are devices."""
+
+from scaling_jax.config import BatchConfig, EvaluationConfig, ModelConfig, RunConfig
+from scaling_jax.study import Study
+
+
+def run(seed):
+    return RunConfig(
+        model=ModelConfig(n_layer=1, d_model=8, n_head=1, n_ctx=8),
+        batch=BatchConfig(sequences=8, microbatches=2),
+        evaluation=EvaluationConfig(tokens=64),
+        steps=4000,
+        seed=seed,
+    )
+
+
+study = Study("killed", {f"seed{i}": run(i) for i in range(N_RUNS)})
+'''
+# As the command, but with a chunk every hundredth of a second, and a flush and a checkpoint almost
+# as often, so that signals find it in all that it does.
+COMMAND = """
+import sys, time
+import scaling_jax.training.trainer as trainer
+from scaling_jax.training.program import Program
+trainer.FLUSH_S = 0.05
+plain = Program.chunk
+def slow(*args):
+    time.sleep(0.02)
+    return plain(*args)
+Program.chunk = slow
+from scaling_jax.cli import main
+sys.exit(main(["run", "experiment.py", "--json", *sys.argv[1:]]))
+"""
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# What is new on the disk at the moment to be killed at.
+WORDS = {
+    "training": "/curve/",
+    "writing": ".parquet",
+    "checkpointing": "orbax-checkpoint-tmp",
+    "half-way": "/1000/commit_success.txt",
+}
+EXIT_S = 60.0  # far more than it takes, on a machine that is busy with other things
+
+
+class Killed:
+    """A folder with a study, and the command on it in processes of its own."""
+
+    def __init__(self, folder: Path, programs: Path, runs: int = 3, devices: int = 2):
+        self.folder = folder
+        self.env = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(programs),
+            "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
+        folder.mkdir()
+        (folder / "experiment.py").write_text(EXPERIMENT.replace("N_RUNS", str(runs)))
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", COMMAND, "--set", "checkpoint.every_s=0.1"],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self) -> None:
+        process = self._start()
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+
+    def files(self) -> set[tuple[str, int]]:
+        """What is on the disk, with the time of its last change."""
+        found = set()
+        for folder, _, names in os.walk(self.folder / "runs"):  # passes over what goes meanwhile
+            for path in (os.path.join(folder, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    found.add((path, os.stat(path).st_mtime_ns))
+        return found
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The last status of every run."""
+        found = [json.loads(path.read_text()) for path in self.folder.glob("runs/*/status.json")]
+        assert found
+        return found
+
+    def kill(self, number: signal.Signals, moment: str, draws: random.Random) -> bool:
+        """Starts the command and ends it; whether it was still at work."""
+        before, process = self.files(), self._start()
+        try:
+            if moment == "start-up":
+                time.sleep(draws.uniform(0.0, 2.0))
+            else:
+                while process.poll() is None and not self._writes(before, moment):
+                    time.sleep(0.005)
+                time.sleep(draws.uniform(0.0, 0.5 if moment == "training" else 0.03))
+            process.send_signal(number)
+            _, err = process.communicate(timeout=EXIT_S)
+        finally:
+            process.kill()
+        assert "Traceback" not in err or moment == "start-up", err
+        return process.returncode != 0
+
+    def _writes(self, before: set[tuple[str, int]], moment: str) -> bool:
+        """Whether the command has begun to do what it is to be killed at."""
+        new = {path for path, _ in self.files() - before}
+        return any(WORDS[moment] in path for path in new)
+
+    def curves(self) -> pl.DataFrame:
+        curves = load(self.folder / "runs" / "killed").curves
+        return curves.sort("run_id", "step").drop("attempt", "wall_s", "tokens_per_s")
+
+
+@pytest.fixture(scope="module")
+def make(corpus_cache: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Killed]:
+    """Studies whose processes share one cache of compiled programs."""
+    folder, programs = tmp_path_factory.mktemp("killed"), tmp_path_factory.mktemp("programs")
+    return lambda name, *size: Killed(folder / name, programs, *size)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make: Callable[..., Killed]) -> pl.DataFrame:
+    study = make("undisturbed")
+    study.finish()
+    curves = study.curves()
+    assert curves.group_by("run_id").len()["len"].to_list() == [len(curves) // 3] * 3
+    return curves
+
+
+def kill_and_compare(study: Killed, kills: int, undisturbed: pl.DataFrame) -> None:
+    draws = random.Random(kills)
+    moments = ["training", "checkpointing", "writing", "start-up"]
+    alive = [study.kill(SIGNALS[i % 3], moments[(i + i // 3) % 4], draws) for i in range(kills)]
+    assert all(alive), "the study was through before the last kill"
+    study.finish()
+    assert any(state["resumed_at"] for state in study.attempts())
+    curves = study.curves()
+    assert curves["step"].to_list() == undisturbed["step"].to_list()  # none missing, none twice
+    for column in undisturbed.columns:
+        assert curves[column].equals(undisturbed[column]), column
+
+
+def test_five_kills_change_nothing(make, undisturbed):
+    kill_and_compare(make("five"), 5, undisturbed)
+
+
+@pytest.mark.slow
+def test_sixteen_lanes_killed_half_way_all_go_on(make):
+    study, whole = make("sixteen", 16, 16), make("sixteen undisturbed", 16, 16)
+    whole.finish()
+    assert study.kill(signal.SIGKILL, "half-way", random.Random(0))
+    study.finish()
+    attempts = study.attempts()
+    assert len(attempts) == 16
+    (step,) = {state["resumed_at"] for state in attempts}
+    assert 1000 <= step < 4000
+    assert study.curves().equals(whole.curves())
+
+
+@pytest.mark.slow
+def test_thirty_kills_change_nothing(make, undisturbed):
+    kill_and_compare(make("thirty"), 30, undisturbed)
