@@ -17,10 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from scaling_jax.records.schema import PLACEMENT
+
 DECAYING = ("adamw", "adafactor", "muon")
 ADAPTIVE = ("adam", "adamw")
-# Where and how a run is computed, not what it is.
-PLACEMENT = frozenset({"mesh", "engine", "checkpoint"})
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 

@@ -26,6 +26,9 @@ STATUSES = (
 )
 UNDER_WAY = ("running", "stale", "interrupted")
 
+# Parts of a run's config that say where and how it is computed, and not what it is.
+PLACEMENT = frozenset({"mesh", "engine", "checkpoint"})
+
 RUN_COLUMNS: dict[str, type] = {
     "run_id": str,
     "study": str,

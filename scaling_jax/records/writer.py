@@ -22,7 +22,6 @@ from typing import Any
 
 from etils import epath
 
-from scaling_jax.config import PLACEMENT
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.records.coverage import recorded_until, set_aside_damaged
 from scaling_jax.records.files import (
@@ -33,7 +32,7 @@ from scaling_jax.records.files import (
     remove_leftovers,
     write_record,
 )
-from scaling_jax.records.schema import CURVE_COLUMNS, ENDINGS, SIDE_TABLES
+from scaling_jax.records.schema import CURVE_COLUMNS, ENDINGS, PLACEMENT, SIDE_TABLES
 from scaling_jax.records.segments import SegmentWriter, segments
 
 _TABLES = {"curve": CURVE_COLUMNS} | SIDE_TABLES

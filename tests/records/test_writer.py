@@ -215,6 +215,10 @@ def test_a_crash_anywhere_in_finish_loses_and_repeats_nothing(
     assert not [name for name in files_of(out) if name.startswith(".")]
 
 
+def full_disk(fd: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_full_disk_keeps_what_was_flushed_and_what_was_not(
     out: epath.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,12 +226,8 @@ def test_a_full_disk_keeps_what_was_flushed_and_what_was_not(
     run.append([row(10)])
     run.flush()
     run.append([row(20)])
-
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full_disk)
         with pytest.raises(WorkError, match=r"001-00001-[0-9a-f]{12}\.parquet: No space left"):
             run.flush()
     assert files_of(out) == ["001-00000.parquet"]
@@ -265,12 +265,8 @@ def test_a_failure_that_the_disk_does_not_take_is_not_raised_on(
     run.append([row(10)])
     run.flush()
     run.append([row(20)])
-
-    def full(fd: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(files.os, "fsync", full_disk)
         with pytest.raises(WorkError, match="No space left"):
             run.finish("done")
         run.finish("failed", "the disk is full")
