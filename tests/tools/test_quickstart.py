@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,15 @@ def test_fits_nothing_when_nothing_is_trained(tree: Tree, word: str) -> None:
     assert len(tree.calls) == 1
 
 
+@pytest.fixture
+def _interrupts_are_heard() -> Iterator[None]:
+    # A shell's background job ignores them, and so would all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interrupts_are_heard")
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_study(tree: Tree, sent: signal.Signals) -> None:
     process = tree.start(RUN_TAKES="20")
