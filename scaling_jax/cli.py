@@ -18,15 +18,17 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from scaling_jax.cli_analysis import (
     _leave_the_accelerator,
     allocate,
+    branched_batch,
     critical_batch,
     fit,
     noise,
     plan,
     report,
-    transfer,
 )
 from scaling_jax.cli_common import Json, pairs, print_json, print_table
+from scaling_jax.cli_corpora import positions, transfer
 from scaling_jax.cli_curvature import curvature
+from scaling_jax.cli_data import PreparationProgress, data
 from scaling_jax.cli_forecast import forecast, score
 from scaling_jax.errors import RequestError, WorkError
 
@@ -48,10 +50,10 @@ def run(
     json: Json = False,
 ) -> int:
     """Train what is not finished of the study that an experiment file declares."""
-    from scaling_jax.study import load_study
+    from scaling_jax.study import load_study, what_is_read
 
     study = load_study(experiment).override(pairs(set, "--set"))
-    from scaling_jax.data.corpus import prepare
+    from scaling_jax.data.corpus import load_corpus
     from scaling_jax.executors.local import run_study
     from scaling_jax.executors.placement import plan_cohorts
     from scaling_jax.executors.progress import StudyProgress
@@ -63,8 +65,8 @@ def run(
     place = as_path(out)
     start_jax()
     messages = Console(stderr=json)
-    source = next(iter(study.runs.values())).data.source
-    corpus = prepare(source)
+    with PreparationProgress(messages) as preparing:
+        corpus = load_corpus(*what_is_read(study), told=preparing.told)
     if dry_run:
         return _dry_run(plan_cohorts(study, corpus), corpus, json)
     with stopping as stop, StudyProgress(messages) as progress:
@@ -116,6 +118,7 @@ def status(
 _RARE = ("heard_s", "left_s")  # shown where some run has one
 
 COMMANDS = {
+    "data": data,
     "run": run,
     "status": status,
     "fit": fit,
@@ -124,8 +127,10 @@ COMMANDS = {
     "noise": noise,
     "curvature": curvature,
     "critical-batch": critical_batch,
+    "branched-batch": branched_batch,
     "allocate": allocate,
     "transfer": transfer,
+    "positions": positions,
     "plan": plan,
     "report": report,
 }
