@@ -17,10 +17,11 @@ from scaling_jax.config import (
 )
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.executors import dry_run
-from scaling_jax.executors.dry_run import COLUMNS, describe_runs, estimate_seconds
+from scaling_jax.executors.dry_run import COLUMNS, SecondsAToken, describe_runs, estimate_seconds
 from scaling_jax.executors.placement import Cohort, plan_cohorts
 from scaling_jax.models.counts import counts
 from scaling_jax.study import Study
+from scaling_jax.training.windows import evaluation_steps
 
 
 def config(d_model: int = 8, seed: int = 0, steps: int = 20) -> RunConfig:
@@ -58,7 +59,7 @@ def test_every_run_is_described_and_timed_and_nothing_written(
         assert row["mesh"] == "lane=2"
         assert 0 < row["GiB"] < 0.01
         assert row["seconds"] > 0
-    assert rows[2]["seconds"] == pytest.approx(rows[0]["seconds"] / 2)
+    assert rows[0]["seconds"] == rows[1]["seconds"] > rows[2]["seconds"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -67,18 +68,22 @@ def test_seconds_lie_between_the_cheapest_and_the_dearest_shape(
 ) -> None:
     timed = []
 
-    def seconds_a_token(cohort: Cohort, corpus: Corpus) -> float:
+    def seconds_a_token(cohort: Cohort, corpus: Corpus) -> SecondsAToken:
         timed.append(cohort.config.model.d_model)
-        return 1e-6 + 1e-12 * counts(cohort.config.model).training_flops_per_token_exact
+        flops = counts(cohort.config.model).training_flops_per_token_exact
+        return SecondsAToken(1e-6 + 1e-12 * flops, 1e-7 + 1e-13 * flops)
 
     monkeypatch.setattr(dry_run, "_seconds_a_token", seconds_a_token)
     runs = {f"d{d}-s{seed}": config(d, seed) for d in (16, 32, 8, 24) for seed in (0, 1)}
     cohorts = plan_cohorts(Study("s", runs), tiny_corpus)
     seconds = estimate_seconds(cohorts, tiny_corpus)
+    evaluated = len(evaluation_steps(config())) * 2 * 64  # validation and test
     assert sorted(timed) == [8, 32]
     assert seconds == pytest.approx(
         [
-            2 * 20 * 64 * (1e-6 + 1e-12 * counts(c.config.model).training_flops_per_token_exact)
+            2
+            * (20 * 64 + 0.1 * evaluated)
+            * (1e-6 + 1e-12 * counts(c.config.model).training_flops_per_token_exact)
             for c in cohorts
         ],
         rel=1e-9,
@@ -88,7 +93,7 @@ def test_seconds_lie_between_the_cheapest_and_the_dearest_shape(
 def test_a_lane_that_ends_early_is_carried_along_in_the_time(
     tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dry_run, "_seconds_a_token", lambda *_: 1e-3)
+    monkeypatch.setattr(dry_run, "_seconds_a_token", lambda *_: SecondsAToken(1e-3, 0.0))
     runs = {str(steps): config(steps=steps) for steps in (40, 30)}
     long, short = describe_runs(plan_cohorts(Study("s", runs), tiny_corpus), tiny_corpus)
     assert long["cohort"] == short["cohort"]
@@ -98,7 +103,7 @@ def test_a_lane_that_ends_early_is_carried_along_in_the_time(
 
 
 def test_what_does_not_count_is_told(tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run, "_seconds_a_token", lambda *_: 1e-3)
+    monkeypatch.setattr(dry_run, "_seconds_a_token", lambda *_: SecondsAToken(1e-3, 0.0))
     runs = {
         order: config().model_copy(update={"data": DataConfig(order=order)})
         for order in ("random", "epochs", "documents")
