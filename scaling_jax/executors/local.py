@@ -7,6 +7,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from scaling_jax.config import RunConfig
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.executors.placement import Cohort, place_cohort, plan_cohorts
+from scaling_jax.hosts.agreement import agreed, everywhere_failed, gathered, is_writer, together
+from scaling_jax.hosts.checks import require_shared
 from scaling_jax.models.counts import counts
 from scaling_jax.records.coverage import recorded_until
 from scaling_jax.records.locks import FolderLock
@@ -76,13 +79,18 @@ def run_study(
         raise RequestError(f"--out {out} is a file; name a folder")
     cohorts = plan_cohorts(study, corpus)
     run_ids = {name: config.run_id(corpus.fingerprint) for name, config in study.runs.items()}
-    with FolderLock(out) as lock:
-        write_study(out, study.name, study.description, list(study.laws), run_ids)
-        known = {name: run_status(out, run_id) for name, run_id in run_ids.items()}
-        statuses = {name: state["status"] if state else "queued" for name, state in known.items()}
-        return _Training(
-            cohorts, out, corpus, reporter, lambda: lock.lost() or stop(), statuses
-        ).run()
+    with FolderLock(out) if is_writer() else nullcontext() as lock:
+        statuses = {}
+        if is_writer():
+            write_study(out, study.name, study.description, list(study.laws), run_ids)
+            known = {name: run_status(out, run_id) for name, run_id in run_ids.items()}
+            statuses = {
+                name: state["status"] if state else "queued" for name, state in known.items()
+            }
+        require_shared(out)
+        statuses = dict(agreed("the status of the runs", statuses))
+        stop_all = together(lambda: (lock.lost() if lock else None) or stop())
+        return _Training(cohorts, out, corpus, reporter, stop_all, statuses).run()
 
 
 class _Training:
@@ -148,10 +156,13 @@ class _Training:
             self._identities(cohort.runs),
             step,
             abstract_state(cohort.config, len(cohort.runs), make_mesh(cohort.mesh)),
-            {
-                self._ids[name]: recorded_until(self._out, self._ids[name])
-                for name in self._open(cohort.runs)
-            },
+            agreed(
+                "the records",
+                {
+                    self._ids[name]: recorded_until(self._out, self._ids[name])
+                    for name in self._open(cohort.runs)
+                },
+            ),
         )
 
     def _train(self, cohort: Cohort, restored: Restored | None, tries: int) -> None:
@@ -160,7 +171,9 @@ class _Training:
             cohort, self._number, self._number + len(self._waiting), step
         )
         open_runs = self._open(cohort.runs)
-        writers = {name: RunWriter(self._out, self._ids[name]) for name in open_runs}
+        writers = {}
+        if is_writer():
+            writers = {name: RunWriter(self._out, self._ids[name]) for name in open_runs}
         for name, writer in writers.items():
             config = cohort.runs[name]
             doc = {"config": config.model_dump(mode="json"), "row": run_row(config, self._corpus)}
@@ -171,14 +184,15 @@ class _Training:
             checkpoints.go_on_from(step)
         try:
             program, fresh = self._programs.get(cohort)
+            gathered("the compiled program", "")  # the collectives wait for no one long
             if fresh:
                 self._reporter.compiled(program.compile_s)
             ended = train_cohort(
                 cohort.runs, program, writers, checkpoints, restored, self._stop, observe
             )
         except (WorkError, jax.errors.JaxRuntimeError, MemoryError) as error:
-            message = " ".join(str(error).split())[:500]
-            ended = dict.fromkeys(writers, Ended("failed", message))
+            message = everywhere_failed(" ".join(str(error).split())[:500])
+            ended = dict.fromkeys(open_runs, Ended("failed", message))
             for writer in writers.values():
                 writer.finish("failed", message)
             if tries < MOST_TRIES:

@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from scaling_jax.config import RunConfig
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.hosts.agreement import agreed
 from scaling_jax.records.files import as_path
 from scaling_jax.settings import parse_config
 from scaling_jax.training.saving import (
@@ -28,6 +29,7 @@ from scaling_jax.training.saving import (
     load,
     unflatten,
 )
+from scaling_jax.training.sharding import lay
 from scaling_jax.training.step import TrainState, init_state, numbers_of
 
 Warn = Callable[[str], None]
@@ -87,7 +89,8 @@ class Shelf:
     def newest(self, run_ids: Collection[str]) -> dict[str, int]:
         """The step of the newest checkpoint of each run, 0 where it has none."""
         places = self.places(run_ids)
-        return {run_id: max(places[run_id], default=0) for run_id in run_ids}
+        newest = {run_id: max(places[run_id], default=0) for run_id in run_ids}
+        return dict(agreed("the newest checkpoints", newest))
 
     def restore(
         self,
@@ -243,7 +246,7 @@ def _assemble(
         for run_id, folder in sources.items()
     ]
     leaves = {
-        name: jax.device_put(np.stack([stack[name][i] for stack, i in lanes]), leaf.sharding)
+        name: lay(np.stack([stack[name][i] for stack, i in lanes]), leaf.sharding)
         for name, leaf in like.items()
     }
     return unflatten(abstract, leaves)

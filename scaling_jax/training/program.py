@@ -26,7 +26,7 @@ from scaling_jax.training.engine import device_memory, resolve_engine
 from scaling_jax.training.evaluation import EvaluationSet, evaluation_set, make_evaluate
 from scaling_jax.training.mesh import mesh_config
 from scaling_jax.training.noise import Cut, cut_batch
-from scaling_jax.training.sharding import over_lanes, replicated, state_shardings
+from scaling_jax.training.sharding import lay, over_lanes, readable, replicated, state_shardings
 from scaling_jax.training.step import (
     Measured,
     Numbers,
@@ -108,7 +108,7 @@ class Program:
             rows = feed.take(n)
             padded = np.zeros((CHUNK_STEPS, *rows.shape[1:]), rows.dtype)
             padded[:n] = rows
-            source = jax.device_put(padded, NamedSharding(self.mesh, _FED))
+            source = lay(padded, NamedSharding(self.mesh, _FED))
         return self._chunk(state, np.int32(step0), np.int32(n), numbers, source)
 
     def evaluate(self, state: TrainState) -> jax.Array:
@@ -163,11 +163,11 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
     evaluation = evaluation_set(
         corpus.validation, n_ctx, config.evaluation.tokens, (sizes.data or 1) * (sizes.fsdp or 1)
     )
-    on_lanes, everywhere = over_lanes(mesh), replicated(mesh)
-    evaluation_arrays = jax.device_put(tuple(evaluation[:3]), everywhere)
+    everywhere = replicated(mesh)
+    evaluation_arrays = lay(tuple(evaluation[:3]), everywhere)
     tokens = None
     if engine.feed == "device":
-        tokens = jax.device_put(np.asarray(corpus.train.tokens), everywhere)
+        tokens = lay(np.asarray(corpus.train.tokens), everywhere)
     chunk = _compile_chunk(configs, engine, cut, mesh, corpus, tokens)
     numbers = _stack_numbers(configs, corpus, mesh)
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
@@ -183,7 +183,7 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
             jax.jit(
                 evaluate,
                 in_shardings=(laid_state.params, everywhere, everywhere, everywhere),
-                out_shardings=on_lanes,
+                out_shardings=readable(mesh),
             )
             .lower(state.params, *evaluation_arrays)
             .compile(compiler_options=_compiler_options(platform, mesh.size))
@@ -235,7 +235,7 @@ def _compile_chunk(
                 _make_chunk(config, engine, cut),
                 donate_argnums=0,
                 in_shardings=(laid_state, everywhere, everywhere, on_lanes, laid),
-                out_shardings=(laid_state, on_lanes),
+                out_shardings=(laid_state, readable(mesh)),
             )
             .lower(state, count, count, numbers, source)
             .compile(compiler_options=_compiler_options(mesh.devices.flat[0].platform, mesh.size))
@@ -264,7 +264,7 @@ def _stack_numbers(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) -> 
     stacked = jax.tree.map(
         lambda *x: jnp.stack(x), *[numbers_of(config, n_tokens) for config in configs]
     )
-    return jax.device_put(stacked, over_lanes(mesh))
+    return lay(stacked, over_lanes(mesh))
 
 
 def _make_chunk(config: RunConfig, engine: EngineConfig, cut: Cut) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # By the last name in a parameter's path. Matrices are cut along d_model under `fsdp`, and along
@@ -38,6 +39,22 @@ def over_lanes(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def readable(mesh: Mesh) -> NamedSharding:
+    """For arrays stacked over lanes that every process reads whole: over lanes if it can."""
+    on_lanes = over_lanes(mesh)
+    return on_lanes if on_lanes.is_fully_addressable else replicated(mesh)
+
+
+def lay(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays, the same in every process, laid on the mesh; each process sends its parts."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]),
+        jax.tree.map(np.asarray, tree),
+    )
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
