@@ -26,6 +26,7 @@ class HostFeed:
 
     Lane l draws from the first `n_tokens[l]` of `tokens` by `seeds[l]`, what `windows` draws.
     `tokens` may be mapped from disk and of any integer type. Threads run until `close`.
+    With `own`, only these lanes and rows of each batch are gathered.
     Raises `RequestError` where a lane's subset holds no window or is larger than `tokens`.
     """
 
@@ -38,6 +39,7 @@ class HostFeed:
         n_ctx: int,
         start_step: int,
         stop_step: int,
+        own: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         for n in n_tokens:
             require_room(n, n_ctx)
@@ -49,7 +51,8 @@ class HostFeed:
         self._rows = sliding_window_view(tokens, n_ctx + 1)
         self._draw = (list(seeds), batch, list(n_tokens), n_ctx)
         self._step, self._stop_step = start_step, stop_step
-        shape = (0, len(seeds), batch, n_ctx + 1)
+        self._own = (np.arange(len(seeds)), np.arange(batch)) if own is None else own
+        shape = (0, *map(len, self._own), n_ctx + 1)
         self._block = np.empty(shape, tokens.dtype)
         step_bytes = math.prod(shape[1:]) * tokens.dtype.itemsize
         self._block_steps = min(max(_BLOCK_BYTES // step_bytes, 1), _BLOCK_STEPS)
@@ -117,7 +120,8 @@ class HostFeed:
         # Always whole blocks, the last one too: another number of steps would compile anew.
         steps = first + np.arange(self._block_steps)
         starts_slb = host_windows(seeds, steps, batch, n_tokens, n_ctx)
-        return self._rows[starts_slb[: self._stop_step - first]]
+        lanes, rows = self._own
+        return self._rows[starts_slb[: self._stop_step - first][:, lanes][:, :, rows]]
 
     def _require_open(self) -> None:
         if self._closed:

@@ -16,7 +16,7 @@ from scaling_jax.study import Study, pack
 from scaling_jax.training.batch_size import most_tokens
 from scaling_jax.training.engine import device_memory, resolve_engine
 from scaling_jax.training.memory import Memory, estimate_memory
-from scaling_jax.training.mesh import resolve_mesh, sizes
+from scaling_jax.training.mesh import require_all_hosts, resolve_mesh, sizes
 from scaling_jax.training.program import CHUNK_STEPS
 from scaling_jax.training.trainer import IN_FLIGHT
 
@@ -148,6 +148,7 @@ class _Machine:
     ) -> tuple[MeshConfig, EngineConfig, Memory]:
         tokens = self.corpus.train.tokens
         mesh = resolve_mesh(config, n_lanes, self.n_devices, fsdp)
+        require_all_hosts(mesh)
         engine = resolve_engine(config, tokens, self.platform, self.memory)
         nbytes = tokens.nbytes
         if engine.feed == "host":

@@ -67,6 +67,7 @@ class Link:
         """Ends the connection; a thread that waits in `receive` gets None."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
+        self._file.close()
         self._connection.close()
 
 

@@ -102,6 +102,8 @@ def _gather(place: Place) -> list[Link]:
     for link in found.values():
         link.send(verdict)
     if fault is not None:
+        for link in found.values():
+            link.close()
         raise _error(*fault)
     return [found[index] for index in sorted(found)]
 
@@ -138,11 +140,13 @@ def _join(place: Place) -> Link:
     link.send(_hello(place))
     verdict = link.receive(ROLL_CALL_S + 2 * _HELLO_S)
     if verdict is None or verdict.get("kind") != "roll":
+        link.close()
         raise WorkError(
             f"process 0 at {place.address}, port {place.call_port}, has not called the roll; see "
             "there what it says"
         )
     if verdict["fault"] is not None:
+        link.close()
         raise _error(*verdict["fault"])
     link.name = verdict["name"]
     return link

@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from scaling_jax.config import RunConfig
 from scaling_jax.errors import RequestError, WorkError
-from scaling_jax.hosts.agreement import agreed
+from scaling_jax.hosts.agreement import agreed, is_writer
 from scaling_jax.records.files import as_path
 from scaling_jax.settings import parse_config
 from scaling_jax.training.saving import (
@@ -54,8 +54,9 @@ class Unusable(Exception):
 
 
 def warn_on_stderr(message: str) -> None:
-    """One line of warning."""
-    print(f"scaling-jax: {message}", file=sys.stderr)
+    """One line of warning, of several hosts once."""
+    if is_writer():
+        print(f"scaling-jax: {message}", file=sys.stderr)
 
 
 class Shelf:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.data.corpus import Corpus
@@ -26,7 +26,16 @@ from scaling_jax.training.engine import device_memory, resolve_engine
 from scaling_jax.training.evaluation import EvaluationSet, evaluation_set, make_evaluate
 from scaling_jax.training.mesh import mesh_config
 from scaling_jax.training.noise import Cut, cut_batch
-from scaling_jax.training.sharding import lay, over_lanes, readable, replicated, state_shardings
+from scaling_jax.training.sharding import (
+    fed_sharding,
+    lay,
+    lay_share,
+    over_lanes,
+    readable,
+    replicated,
+    share_of,
+    state_shardings,
+)
 from scaling_jax.training.step import (
     Measured,
     Numbers,
@@ -38,7 +47,6 @@ from scaling_jax.training.step import (
 )
 
 CHUNK_STEPS = 128
-_FED = PartitionSpec(None, "lane")  # batches that the host sends are [steps, lanes, rows, tokens]
 
 # The initial draw runs once and each of its shapes costs as much to optimise as many updates to
 # run: it is compiled the quick way.
@@ -94,6 +102,7 @@ class Program:
             n_ctx=configs[0].model.n_ctx,
             start_step=start,
             stop_step=stop,
+            own=share_of(fed_sharding(self.mesh), len(configs), configs[0].batch.sequences),
         )
 
     def chunk(
@@ -108,7 +117,8 @@ class Program:
             rows = feed.take(n)
             padded = np.zeros((CHUNK_STEPS, *rows.shape[1:]), rows.dtype)
             padded[:n] = rows
-            source = lay(padded, NamedSharding(self.mesh, _FED))
+            laid, size = fed_sharding(self.mesh), (len(numbers.seed), self.sequences)
+            source = lay_share(padded, laid, share_of(laid, *size), *size)
         return self._chunk(state, np.int32(step0), np.int32(n), numbers, source)
 
     def evaluate(self, state: TrainState) -> jax.Array:
@@ -225,7 +235,7 @@ def _compile_chunk(
     if tokens is None:
         shape = (CHUNK_STEPS, len(configs), config.batch.sequences, config.model.n_ctx + 1)
         source = jax.ShapeDtypeStruct(shape, corpus.train.tokens.dtype)
-        laid = NamedSharding(mesh, _FED)
+        laid = fed_sharding(mesh)
     state = abstract_state(config, len(configs), mesh)
     laid_state = jax.tree.map(lambda x: x.sharding, state)
     numbers, count = _stack_numbers(configs, corpus, mesh), jax.ShapeDtypeStruct((), jnp.int32)
