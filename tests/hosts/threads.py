@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from scaling_jax.hosts.channel import Channel
 from scaling_jax.hosts.rollcall import Place, call_roll
 
 
