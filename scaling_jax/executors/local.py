@@ -18,7 +18,7 @@ from scaling_jax.config import RunConfig
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.executors.placement import Cohort, place_cohort, plan_cohorts
-from scaling_jax.hosts.agreement import agreed, everywhere_failed, gathered, is_writer, together
+from scaling_jax.hosts.agreement import agreed, end_all, failed_alike, gathered, is_writer, together
 from scaling_jax.hosts.checks import require_shared
 from scaling_jax.models.counts import counts
 from scaling_jax.records.coverage import recorded_until
@@ -191,10 +191,13 @@ class _Training:
                 cohort.runs, program, writers, checkpoints, restored, self._stop, observe
             )
         except (WorkError, jax.errors.JaxRuntimeError, MemoryError) as error:
-            message = everywhere_failed(" ".join(str(error).split())[:500])
+            message = " ".join(str(error).split())[:500]
+            alike = failed_alike(message)
             ended = dict.fromkeys(open_runs, Ended("failed", message))
             for writer in writers.values():
                 writer.finish("failed", message)
+            if not alike:
+                end_all(message, 1)
             if tries < MOST_TRIES:
                 self._waiting.append((cohort, tries + 1))
         finally:

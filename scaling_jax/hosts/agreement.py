@@ -7,10 +7,10 @@ same order. One that waits for a process that lives waits 20 minutes at most.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from scaling_jax.errors import WorkError
-from scaling_jax.hosts.channel import WAIT_S, Channel
+from scaling_jax.hosts.channel import WAIT_S, Channel, end_process
 
 T = TypeVar("T")
 
@@ -73,16 +73,22 @@ def together(stop: Callable[[], str | None]) -> Callable[[], str | None]:
     return ask
 
 
-def everywhere_failed(message: str) -> str:
-    """What failed on this host, if it failed on all of them: then all can go on alike.
+def failed_alike(message: str) -> bool:
+    """Whether what failed on this host failed on all of them, so that all can go on alike.
 
-    Raises `WorkError` with `message` where another host goes on, and waits for this one in vain. A
-    collective that failed because a host was lost does not come so far: the channel ends the
-    process with what it knows.
+    Where it did not, another host goes on, and waits for this one in vain. A collective that failed
+    because a host was lost does not come back from here: the channel ends the process with what it
+    knows.
     """
-    if _channel is None:
-        return message
     try:
-        return gathered("a failure", message, FAILED_S)[0]
-    except WorkError as error:
-        raise WorkError(f"{message}; {error}") from None
+        gathered("a failure", message, FAILED_S)
+    except WorkError:
+        return False
+    return True
+
+
+def end_all(message: str, code: int) -> NoReturn:
+    """Ends this process and the others, which say the same; nothing is waited for."""
+    if _channel is not None:
+        _channel.fail(message, code)
+    end_process(message, code)

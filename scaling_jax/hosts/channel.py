@@ -120,7 +120,8 @@ class Channel:
 
     def fail(self, message: str, code: int) -> None:
         """Ends the other processes too, with this message and exit status."""
-        self.tell({"kind": "fail", "message": message, "code": code})
+        said = f"process {self.index} ({socket.gethostname()}): {message}"
+        self.tell({"kind": "fail", "message": said, "code": code})
 
     def close(self) -> None:
         """An orderly end, on all sides about the same time."""

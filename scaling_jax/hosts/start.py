@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from scaling_jax.errors import RequestError, WorkError
-from scaling_jax.hosts.agreement import connect, gathered
-from scaling_jax.hosts.channel import Channel, end_process
+from scaling_jax.hosts.agreement import connect, end_all, gathered
 from scaling_jax.hosts.checks import require_same
 from scaling_jax.hosts.rollcall import Place, call_roll, parse_place
 
@@ -33,7 +32,7 @@ def hosts(asked: str | None, facts: Mapping[str, str]) -> Iterator[None]:
         return
     channel = call_roll(place)
     connect(channel)
-    with _ending_all(channel):
+    with _ending_all():
         require_same(facts)
         _start_jax(place, detected=asked == AUTO)
         yield
@@ -43,7 +42,7 @@ def hosts(asked: str | None, facts: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ending_all(channel: Channel) -> Iterator[None]:
+def _ending_all() -> Iterator[None]:
     """A failure on one host is one of all, and none of them waits for another any more."""
     try:
         yield
@@ -52,8 +51,7 @@ def _ending_all(channel: Channel) -> Iterator[None]:
             traceback.print_exc()
         message = str(error) or type(error).__name__
         code = 2 if isinstance(error, RequestError) else 1
-        channel.fail(message, code)
-        end_process(message, code)
+        end_all(message, code)
 
 
 def _detect() -> Place:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -61,6 +62,16 @@ Program.chunk = slow
 import scaling_jax.training.trainer as trainer
 trainer.CHUNK_STEPS = 2
 """
+# A signal to this process, once it has trained so far.
+STOP_AT = """
+import os, signal
+slowly = Program.chunk
+def stopping(self, state, step0, n, *rest):
+    if step0 + n >= {}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return slowly(self, state, step0, n, *rest)
+Program.chunk = stopping
+"""
 LONG = ("--set", "steps=4000", "--set", "checkpoint.every_s=0.5")
 EXIT_S = 300.0  # far more than it takes, on a machine that is busy with other things
 
@@ -99,9 +110,10 @@ class Hosts:
             for i in range(count)
         ]
 
-    def run(self, count: int, *flags: str) -> None:
-        """The command on `count` hosts, or with one process of 2 devices for 0, to its good end."""
-        processes = self.start(count, *flags) if count else [self._process("", *flags, devices=2)]
+    def run(self, count: int, *flags: str, devices: int = 2) -> None:
+        """The command on `count` hosts, for 0 one process with some devices, to its good end."""
+        alone = [] if count else [self._process("", *flags, devices=devices)]
+        processes = alone or self.start(count, *flags)
         all_ended = end(processes)
         assert all(ended.code == 0 for ended in all_ended), all_ended
 
@@ -185,3 +197,109 @@ def test_a_host_that_is_killed_ends_the_other_with_a_word(make, victim):
     assert "has ended without a word; the same command on all hosts goes on" in ended.err
     assert ended.code == 1
     assert "Traceback" not in ended.err
+
+
+# What one host is, or meets, that the others are not or do not.
+FAULTS = {
+    "study": (
+        "sys.argv += ['--set', 'seed=7']",
+        2,
+        "the hosts differ in the study (process 0: many",
+    ),
+    "code": (
+        "checks._PACKAGES = ('jax',)",
+        2,
+        "the hosts differ in packages (process 0: python",
+    ),
+    "folder": ("sys.argv += ['--out', 'mine']", 2, "another folder on process 1 than on process 0"),
+}
+
+
+@pytest.mark.parametrize("fault", ["study", "code", "folder"])
+def test_hosts_that_differ_are_told_on_each_of_them(make, fault):
+    own, code, message = FAULTS[fault]
+    study = make(f"differs in {fault}", 1)
+    for ended in end(study.start(2, own={1: own})):
+        assert ended.code == code, ended.err
+        assert message in ended.err
+        assert "Traceback" not in ended.err
+    assert not study.attempts()
+
+
+FULL_DISK = """
+from scaling_jax.errors import WorkError
+from scaling_jax.records.writer import RunWriter
+whole = RunWriter.flush
+def full(self):
+    if self._step > 4 and self._status["status"] == "running":
+        raise WorkError("Could not write: the disk is full.")
+    whole(self)
+RunWriter.flush = full
+import scaling_jax.training.trainer as trainer
+trainer.FLUSH_S = 0.0
+import scaling_jax.hosts.agreement as agreement
+agreement.FAILED_S = 1.0
+"""
+
+
+def test_a_failure_on_one_host_is_recorded_and_ends_all(make):
+    study = make("full", 1)
+    hosts = study.start(2, *LONG, before=SLOW, own={0: FULL_DISK})
+    first, second = end(hosts)
+    assert first.code == second.code == 1
+    assert first.err.rstrip().endswith("scaling-jax: Could not write: the disk is full.")
+    assert "scaling-jax: process 0 (" in second.err
+    assert "): Could not write: the disk is full." in second.err
+    (attempt,) = study.attempts()
+    assert attempt["status"] == "failed"
+    assert attempt["message"] == "Could not write: the disk is full."
+
+
+@pytest.mark.slow
+def test_a_host_that_falls_silent_ends_the_other_in_the_time_stated(make):
+    study = make("silent", 1)
+    short = "channel.DEAD_S = 20.0"
+    hosts = study.start(2, *LONG, before=SLOW + short)
+    study.wait_for("runs/*/curve", hosts)
+    hosts[1].send_signal(signal.SIGSTOP)
+    _, err = hosts[0].communicate(timeout=EXIT_S)
+    hosts[1].kill()
+    end(hosts[1:])
+    assert hosts[0].returncode == 1
+    assert "has not been heard of for 20 s; the same command on all hosts goes on" in err
+
+
+@pytest.mark.slow
+def test_four_hosts_train_as_one_with_four_devices(make):
+    four, one = make("four", 5), make("one of four", 5)
+    four.run(4)
+    one.run(0, devices=4)
+    assert {run["environment"]["mesh"] for run in four.attempts()} == {"lane=4", "data=4"}
+    same(four.curves(), one.curves())
+
+
+@pytest.mark.slow
+def test_batches_from_the_host_are_those_of_one_process(make):
+    flags = ("--set", "engine.feed=host", "--set", "batch.microbatches=2")
+    two, one = make("fed", 3), make("fed one", 3)
+    two.run(2, *flags)
+    one.run(0, *flags)
+    same(two.curves(), one.curves())
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_with_another_number_of_hosts(make):
+    """Two processes, one process with one device, two again: stopped at a checkpoint each time."""
+    moved, whole = make("moved", 3), make("whole", 3)
+    flags = ("--set", "steps=60", "--set", "checkpoint.every_s=0.5")
+    whole.run(2, *flags)
+    for hosts, at in ((2, 10), (1, 30)):
+        processes = moved.start(hosts, *flags, before=SLOW + STOP_AT.format(at))
+        assert all(ended.code == 1 for ended in end(processes))
+        steps = [run["step"] for run in moved.attempts() if run["status"] == "interrupted"]
+        assert at <= max(steps) < at + 10
+    moved.run(2, *flags)
+    curves, undisturbed = moved.curves(), whole.curves()
+    assert curves["step"].to_list() == undisturbed["step"].to_list()
+    losses = [frame["train_loss"].drop_nulls().to_numpy() for frame in (curves, undisturbed)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)

@@ -16,8 +16,8 @@ from scaling_jax.hosts.rollcall import Place, call_roll, parse_place
 from tests.hosts.threads import free_port, side_by_side
 
 
-def roll(*places: tuple[int, int], port: int | None = None) -> list[Any]:
-    port = port or free_port()
+def roll(*places: tuple[int, int], at: int | None = None) -> list[Any]:
+    port = at or free_port()
     found = side_by_side(
         *(lambda i=i, n=n: call_roll(Place("localhost", port, i, n)) for i, n in places)
     )
@@ -94,7 +94,7 @@ def test_a_stranger_on_the_port_is_passed_over():
 def test_a_port_that_is_taken_is_named():
     port = free_port()
     with closing(socket.create_server(("", port + 1))):
-        (error,) = roll((0, 2), port=port)
+        (error,) = roll((0, 2), at=port)
     assert isinstance(error, RequestError)
     assert f"port {port + 1} of this host cannot be had" in str(error)
 
