@@ -67,19 +67,19 @@ def run(
     from scaling_jax.executors.stopping import StopOnRequest, parse_budget
     from scaling_jax.hosts.agreement import is_writer, together
     from scaling_jax.hosts.checks import code_facts, require_same, study_facts
-    from scaling_jax.hosts.start import hosts as all_hosts
+    from scaling_jax.hosts.start import many_hosts
     from scaling_jax.records.files import as_path
 
     stopping = StopOnRequest(None if budget is None else parse_budget(budget))
     place = as_path(out)
     start_jax()
-    with all_hosts(hosts, code_facts() | study_facts(study)):
+    with many_hosts(hosts, code_facts() | study_facts(study)):
         messages = Console(stderr=json, quiet=not is_writer())
         source = next(iter(study.runs.values())).data.source
         corpus = prepare(source)
         require_same({"the corpus": corpus.fingerprint[:16]}, wait_s=inf)
         if dry_run:
-            return _dry_run(plan_cohorts(study, corpus), corpus, json)
+            return _dry_run(plan_cohorts(study, corpus), corpus, json, is_writer())
         with stopping as stop, StudyProgress(messages) as progress:
             statuses = run_study(study, place, corpus, progress, stop)
         stopped = together(stop)()
@@ -181,11 +181,13 @@ def _look_ahead(records: Records, may_stop: str | None) -> Any:
     return look_ahead(records, may_stop)
 
 
-def _dry_run(cohorts: list, corpus: Any, as_json: bool) -> int:
+def _dry_run(cohorts: list, corpus: Any, as_json: bool, shown: bool) -> int:
     from scaling_jax.executors.dry_run import COLUMNS, describe_runs
 
     print("timing the smallest and the largest shape", file=sys.stderr)
     rows = describe_runs(cohorts, corpus)
+    if not shown:
+        return 0
     if as_json:
         print_json({"runs": rows, "seconds": sum(row["seconds"] for row in rows)})
         return 0

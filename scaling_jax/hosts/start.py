@@ -19,7 +19,7 @@ _SHUTDOWN_S = 30
 
 
 @contextlib.contextmanager
-def hosts(asked: str | None, facts: Mapping[str, str]) -> Iterator[None]:
+def many_hosts(asked: str | None, facts: Mapping[str, str]) -> Iterator[None]:
     """Inside, JAX sees the devices of all processes; must begin before it looks for any.
 
     `asked` is what `parse_place` reads, or `auto` on a cluster that JAX knows; None is one process.

@@ -297,9 +297,31 @@ def test_a_study_goes_on_with_another_number_of_hosts(make):
         processes = moved.start(hosts, *flags, before=SLOW + STOP_AT.format(at))
         assert all(ended.code == 1 for ended in end(processes))
         steps = [run["step"] for run in moved.attempts() if run["status"] == "interrupted"]
-        assert at <= max(steps) < at + 10
+        assert at - 5 < max(steps) < at + 10  # of the last row: a window may be open
     moved.run(2, *flags)
     curves, undisturbed = moved.curves(), whole.curves()
     assert curves["step"].to_list() == undisturbed["step"].to_list()
     losses = [frame["train_loss"].drop_nulls().to_numpy() for frame in (curves, undisturbed)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_hosts_pass_over_a_damaged_checkpoint_together(make):
+    study, whole = make("damaged", 1), make("undamaged", 1)
+    flags = ("--set", "steps=60", "--set", "checkpoint.every_s=0.5")
+    whole.run(2, *flags)
+    assert all(
+        ended.code for ended in end(study.start(2, *flags, before=SLOW + STOP_AT.format(30)))
+    )
+    steps = [path.parent for path in study.folder.glob("runs/cohorts/*/*/commit_success.txt")]
+    newest, before = sorted(steps, key=lambda path: -int(path.name))[:2]
+    for path in newest.glob("state/**/d/*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        path.write_bytes(data)
+    writer, other = end(study.start(2, *flags))
+    assert writer.code == other.code == 0, (writer, other)
+    assert f"checkpoint {newest} is damaged" in writer.err
+    assert "going on without it" not in other.err
+    assert study.attempts()[0]["resumed_at"] == int(before.name)
+    same(study.curves(), whole.curves())

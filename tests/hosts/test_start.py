@@ -7,7 +7,7 @@ import pytest
 from scaling_jax.errors import RequestError
 from scaling_jax.hosts.agreement import alone
 from scaling_jax.hosts.rollcall import Place
-from scaling_jax.hosts.start import _detect, hosts
+from scaling_jax.hosts.start import _detect, many_hosts
 
 SLURM = {
     "SLURM_JOB_ID": "8191",
@@ -29,12 +29,12 @@ def test_without_a_cluster_auto_is_refused(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with (
         pytest.raises(RequestError, match="no cluster that JAX knows"),
-        hosts("auto", {}),
+        many_hosts("auto", {}),
     ):
         pass
 
 
 @pytest.mark.parametrize("asked", [None, "localhost:8476,0/1"])
 def test_one_process_needs_no_other(asked):
-    with hosts(asked, {}):
+    with many_hosts(asked, {}):
         assert alone()
