@@ -165,6 +165,13 @@ def same(curves: pl.DataFrame, whole: pl.DataFrame) -> None:
         assert curves[column].equals(whole[column]), column
 
 
+def near(curves: pl.DataFrame, whole: pl.DataFrame) -> None:
+    assert curves["step"].to_list() == whole["step"].to_list()
+    for column in ("train_loss", "val_loss"):
+        losses = (frame[column].drop_nulls().to_numpy() for frame in (curves, whole))
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_two_hosts_train_as_one_does(make):
     two, one = make("two", 1), make("one", 1)
     two.run(2)
@@ -275,7 +282,7 @@ def test_four_hosts_train_as_one_with_four_devices(make):
     four.run(4)
     one.run(0, devices=4)
     assert {run["environment"]["mesh"] for run in four.attempts()} == {"lane=4", "data=4"}
-    same(four.curves(), one.curves())
+    near(four.curves(), one.curves())  # sums over four devices are taken in another order
 
 
 @pytest.mark.slow
@@ -299,10 +306,7 @@ def test_a_study_goes_on_with_another_number_of_hosts(make):
         steps = [run["step"] for run in moved.attempts() if run["status"] == "interrupted"]
         assert at - 5 < max(steps) < at + 10  # of the last row: a window may be open
     moved.run(2, *flags)
-    curves, undisturbed = moved.curves(), whole.curves()
-    assert curves["step"].to_list() == undisturbed["step"].to_list()
-    losses = [frame["train_loss"].drop_nulls().to_numpy() for frame in (curves, undisturbed)]
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    near(moved.curves(), whole.curves())
 
 
 @pytest.mark.slow
