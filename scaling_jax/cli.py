@@ -19,15 +19,17 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 from scaling_jax.cli_analysis import (
     _leave_the_accelerator,
     allocate,
+    branched_batch,
     critical_batch,
     fit,
     noise,
     plan,
     report,
-    transfer,
 )
 from scaling_jax.cli_common import Json, pairs, print_json, print_table
+from scaling_jax.cli_corpora import positions, transfer
 from scaling_jax.cli_curvature import curvature
+from scaling_jax.cli_data import PreparationProgress, data
 from scaling_jax.cli_forecast import forecast, score
 from scaling_jax.errors import RequestError, WorkError
 
@@ -56,10 +58,10 @@ def run(
     json: Json = False,
 ) -> int:
     """Train what is not finished of the study that an experiment file declares."""
-    from scaling_jax.study import load_study
+    from scaling_jax.study import load_study, what_is_read
 
     study = load_study(experiment).override(pairs(set, "--set"))
-    from scaling_jax.data.corpus import prepare
+    from scaling_jax.data.corpus import load_corpus
     from scaling_jax.executors.local import run_study
     from scaling_jax.executors.placement import plan_cohorts
     from scaling_jax.executors.progress import StudyProgress
@@ -75,8 +77,8 @@ def run(
     start_jax()
     with many_hosts(hosts, code_facts() | study_facts(study)):
         messages = Console(stderr=json, quiet=not is_writer())
-        source = next(iter(study.runs.values())).data.source
-        corpus = prepare(source)
+        with PreparationProgress(messages) as preparing:
+            corpus = load_corpus(*what_is_read(study), told=preparing.told)
         require_same({"the corpus": corpus.fingerprint[:16]}, wait_s=inf)
         if dry_run:
             return _dry_run(plan_cohorts(study, corpus), corpus, json, is_writer())
@@ -131,6 +133,7 @@ def status(
 _RARE = ("heard_s", "left_s")  # shown where some run has one
 
 COMMANDS = {
+    "data": data,
     "run": run,
     "status": status,
     "fit": fit,
@@ -139,8 +142,10 @@ COMMANDS = {
     "noise": noise,
     "curvature": curvature,
     "critical-batch": critical_batch,
+    "branched-batch": branched_batch,
     "allocate": allocate,
     "transfer": transfer,
+    "positions": positions,
     "plan": plan,
     "report": report,
 }

@@ -170,6 +170,26 @@ def critical_batch(
     return 0
 
 
+def branched_batch(
+    source: Source,
+    tolerance: Annotated[
+        float, arg(metavar="NATS", help="What a larger batch may lose and still count.")
+    ] = 0.01,
+    level: Level = 0.9,
+    json: Json = False,
+) -> int:
+    """Measure the critical batch size from branches of a run: the largest that loses nothing."""
+    laws, records = _analysis(source)
+    found = laws.measure_branched_batch(records, tolerance, level)
+    if json:
+        print_json(found.to_json())
+    else:
+        print(laws.describe_branched_batch(found))
+    if all(point.k_star is None for point in found.points):
+        raise WorkError(f"no critical batch: {found.points[0].reason}")
+    return 0
+
+
 def allocate(
     source: Source,
     columns: Annotated[
@@ -219,40 +239,6 @@ def allocate(
     if not found.allocations:
         refused = ". ".join(f"{method}: {reason}" for method, reason in found.refused.items())
         raise WorkError(f"No approach is left. {refused}")
-    return 0
-
-
-def transfer(
-    source: Source,
-    other: Annotated[str, arg(metavar="COLUMN,...", help="Columns of the loss on other corpora.")],
-    columns: Annotated[
-        str, arg(metavar="loss=...,run=...", help="The table's names of the columns.")
-    ] = "",
-    where: Where = None,
-    level: Level = 0.9,
-    plot: Plot = None,
-    json: Json = False,
-) -> int:
-    """Fit the line of the loss on another corpus against the loss on the training one."""
-    _require_picture(plot)
-    others = [word.strip() for word in other.split(",") if word.strip()]
-    if plot is not None and len(others) > 1:
-        raise RequestError("--plot draws one other corpus; --other names several")
-    laws, records = _analysis(source)
-    found = laws.measure_transfer(records, others, roles(columns), where=where, level=level)
-    lines = [each for each in found.corpora if each.line is not None]
-    if plot is not None and lines:
-        from scaling_jax.report.figures.comparison import transfer as draw
-
-        (one,) = lines
-        phase = one.points["phase"] if one.line.phase_test is not None else None
-        _draw(draw(one.line, one.points["loss"], one.points["other"], phase, one.column), plot)
-    if json:
-        print_json(found.to_json())
-    elif lines:
-        print(laws.describe_transfer(found))
-    if not lines:
-        raise WorkError(". ".join(f"{each.column}: {each.refusal}" for each in found.corpora))
     return 0
 
 

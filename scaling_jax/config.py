@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -17,20 +15,19 @@ from pydantic import (
     model_validator,
 )
 
-from scaling_jax.records.schema import PLACEMENT
+from scaling_jax.config_data import DataConfig, EvaluationConfig, Part, Seed
+from scaling_jax.config_data import TokenizerConfig as TokenizerConfig
+from scaling_jax.records.schema import PLACEMENT, READ_FROM
 
 DECAYING = ("adamw", "adafactor", "muon")
 ADAPTIVE = ("adam", "adamw")
 
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
+class ModelConfig(Part):
+    """A decoder-only Transformer with the shape names of Kaplan et al. (2020), §2.1.
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(_Part):
-    """A decoder-only Transformer with the shape names of Kaplan et al. (2020), §2.1."""
+    With `document_mask` no token attends to what stands before its own document.
+    """
 
     arch: Literal["transformer"] = "transformer"
     n_layer: PositiveInt = 2
@@ -42,6 +39,7 @@ class ModelConfig(_Part):
     activation: Literal["relu", "gelu", "silu"] = "gelu"
     tied_embeddings: bool = False
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    document_mask: bool = False
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -50,18 +48,7 @@ class ModelConfig(_Part):
         return self
 
 
-class DataConfig(_Part):
-    """Where tokens come from; `seed` draws the windows and is apart from the run's `seed`.
-
-    `unique_tokens` confines training to the first so many tokens of the training split.
-    """
-
-    source: Literal["embedded"] = "embedded"
-    seed: Seed = 0
-    unique_tokens: PositiveInt | None = None
-
-
-class BatchPolicyConfig(_Part):
+class BatchPolicyConfig(Part):
     """How the batch changes in the course of a run; it begins with `batch.sequences`.
 
     `ramp` is pairs of a step and the sequences from that step on. `noise_scale` doubles or halves
@@ -116,7 +103,7 @@ class BatchPolicyConfig(_Part):
         return self.name
 
 
-class BatchConfig(_Part):
+class BatchConfig(Part):
     """`sequences` of `n_ctx` tokens an update, cut into `microbatches` that are summed in turn."""
 
     sequences: PositiveInt = 16
@@ -159,7 +146,7 @@ class BatchConfig(_Part):
         return -(-sequences * self.microbatches // self.sequences)
 
 
-class OptimizerConfig(_Part):
+class OptimizerConfig(Part):
     """`weight_decay` is decoupled and acts on matrices only; `grad_clip` is a global norm.
 
     `muon` orthogonalises the matrices of the blocks, its updates scaled to the size of AdamW's so
@@ -189,7 +176,7 @@ class OptimizerConfig(_Part):
         return self
 
 
-class ScheduleConfig(_Part):
+class ScheduleConfig(Part):
     """Linear warm-up, then the named shape down to `final_fraction` of the peak at the last step.
 
     `decay_fraction` is the share of the run that a `wsd` schedule spends decaying.
@@ -201,7 +188,7 @@ class ScheduleConfig(_Part):
     decay_fraction: float = Field(default=0.2, gt=0.0, le=1.0)
 
 
-class MeshConfig(_Part):
+class MeshConfig(Part):
     """Devices along each mesh axis; `None` takes as many as fit.
 
     Lanes come first, then as much `fsdp` as one model needs to fit in memory, then `data`;
@@ -214,7 +201,7 @@ class MeshConfig(_Part):
     tensor: PositiveInt | None = None
 
 
-class EngineConfig(_Part):
+class EngineConfig(Part):
     """How a run is computed, which changes its numbers by rounding alone; `None` chooses.
 
     `lanes`: the most runs that train together in one program, 1 for each alone. `feed`: batches
@@ -230,14 +217,7 @@ class EngineConfig(_Part):
     remat: Literal["none", "dots", "full"] = "none"
 
 
-class EvaluationConfig(_Part):
-    """`tokens` of one fixed validation set, read at `per_decade` log-spaced steps."""
-
-    tokens: PositiveInt = 32768
-    per_decade: PositiveInt = 12
-
-
-class NoiseConfig(_Part):
+class NoiseConfig(Part):
     """Which gradient noise moments a run records: of at least `groups` equal groups of a batch.
 
     `groups=None` takes what the cut of the batch gives: microbatches times data shards.
@@ -264,7 +244,18 @@ class NoiseConfig(_Part):
         return [name for name in names if getattr(self, name) != getattr(default, name)]
 
 
-class CheckpointConfig(_Part):
+class BranchConfig(Part):
+    """Where a run begins that another one trained until then: its checkpoint of `step`.
+
+    `run` is another run of the study, by name, or any run of the same folder, by its run_id. The
+    branch goes on with the parameters and the optimizer's state; `step` and `tokens` go on, too.
+    """
+
+    run: str
+    step: PositiveInt
+
+
+class CheckpointConfig(Part):
     """How often a cohort's state is written, so that it can go on from there; never its numbers.
 
     Every `every_s` seconds, of which the last two stay, and at `kept_per_decade` log-spaced steps
@@ -275,7 +266,7 @@ class CheckpointConfig(_Part):
     kept_per_decade: NonNegativeInt = 1
 
 
-class RunConfig(_Part):
+class RunConfig(Part):
     """One training of one model; two equal configs give equal numbers.
 
     `compute_dtype` is that of activations and products; parameters, optimizer state, losses and
@@ -292,6 +283,7 @@ class RunConfig(_Part):
     evaluation: EvaluationConfig = EvaluationConfig()
     noise: NoiseConfig = NoiseConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    branch: BranchConfig | None = None
     steps: PositiveInt
     seed: Seed = 0
     matmul_precision: Literal["default", "high", "highest"] = "highest"
@@ -326,6 +318,15 @@ class RunConfig(_Part):
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} leaves nothing of "
                 f"{self.steps} steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _branch_goes_on(self) -> RunConfig:
+        if self.branch is not None and self.branch.step >= self.steps:
+            raise ValueError(
+                f"branch.step {self.branch.step} leaves nothing of {self.steps} steps, which count "
+                "from step 0 of the run that it branches from"
             )
         return self
 
@@ -376,10 +377,17 @@ class RunConfig(_Part):
         return n_tokens if self.data.unique_tokens is None else self.data.unique_tokens
 
     def identity(self) -> dict[str, Any]:
-        """The fields that determine the run's numbers, and not where and how it is computed."""
-        return self.model_dump(mode="json", exclude=set(PLACEMENT))
+        """The fields that determine the run's numbers, and not where and how it is computed.
+
+        Of the corpora only the names: what they hold is in the corpus's fingerprint.
+        """
+        doc = self.model_dump(mode="json", exclude=set(PLACEMENT))
+        for field in READ_FROM:
+            del doc["data"][field]
+        doc["evaluation"]["corpora"] = dict.fromkeys(self.evaluation.corpora, "")
+        return doc
 
     def run_id(self, corpus_fingerprint: str) -> str:
-        """Twelve hex digits of the identity together with the corpus it is trained on."""
+        """Twelve hex digits of the identity together with the corpora it reads."""
         doc = {"config": self.identity(), "corpus": corpus_fingerprint}
         return hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).hexdigest()[:12]

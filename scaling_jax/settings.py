@@ -26,22 +26,24 @@ def parse_config(doc: Mapping[str, Any]) -> RunConfig:
 def override(config: RunConfig, settings: Mapping[str, str]) -> RunConfig:
     """The config with dotted fields replaced, as in `{"model.n_layer": "3"}`.
 
-    A value is read as JSON where it is JSON and as a plain word otherwise. Setting `model.d_model`
-    without `model.d_ff` keeps the ratio d_ff / d_model, and another `optimizer.name` without
-    `optimizer.momentum` brings the momentum that it has by default. Raises `RequestError`.
+    A value is read as JSON where it is JSON and as a plain word otherwise. A field that maps names
+    to values, `evaluation.corpora`, takes an object or one name, `evaluation.corpora.NAME`.
+    Setting `model.d_model` without `model.d_ff` keeps the ratio d_ff / d_model, and another
+    `optimizer.name` without `optimizer.momentum` brings the momentum that it has by default.
+    Raises `RequestError`.
     """
     doc = config.model_dump(mode="json")
     ff_ratio = config.model.d_ff / config.model.d_model
+    known = _dotted_fields(RunConfig)
     for dotted, text in settings.items():
         *parents, leaf = dotted.split(".")
         part = doc
-        for i, name in enumerate([*parents, leaf]):
-            if not isinstance(part, dict) or name not in part:
-                known = _dotted_fields(RunConfig)
-                raise RequestError(f"No config field {dotted!r}.{nearest(dotted, known)}")
-            if i < len(parents):
-                part = part[name]
-        if isinstance(part[leaf], dict):
+        for name in parents:
+            part = part.get(name) if isinstance(part, dict) else None
+        named = ".".join(parents) in known and leaf != ""  # one entry of a mapping
+        if not isinstance(part, dict) or not (leaf in part or named):
+            raise RequestError(f"No config field {dotted!r}.{nearest(dotted, known)}")
+        if isinstance(part.get(leaf), dict) and dotted not in known:
             inside = ", ".join(f"{dotted}.{name}" for name in part[leaf])
             raise RequestError(f"{dotted!r} is a group of fields; set one of: {inside}")
         try:

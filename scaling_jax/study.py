@@ -12,8 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from scaling_jax.config import RunConfig
+from scaling_jax.config import READ_FROM, DataConfig, RunConfig
 from scaling_jax.errors import RequestError
+from scaling_jax.lineage import generations
 from scaling_jax.settings import explain, override
 
 # Config fields that are only numbers to the compiled program: runs that differ in nothing else
@@ -23,12 +24,14 @@ _NUMBER_FIELDS = (
     ("seed",),
     ("data", "seed"),
     ("data", "unique_tokens"),
+    ("data", "subset_seed"),
     ("optimizer", "lr_peak"),
     ("optimizer", "weight_decay"),
     ("schedule", "warmup_steps"),
     ("schedule", "final_fraction"),
     ("schedule", "decay_fraction"),
     ("evaluation", "per_decade"),
+    ("branch",),
 )
 # A lane that is at its end stands still until its cohort is: the shortest has this share of the
 # longest's steps, or trains in another cohort.
@@ -69,6 +72,21 @@ class Study:
         )
 
 
+def what_is_read(study: Study) -> tuple[DataConfig, dict[str, str]]:
+    """The corpus of the study's runs and, by name, the others that they are evaluated on.
+
+    Raises `RequestError` for runs that read different ones.
+    """
+    (first, config), *others = study.runs.items()
+    for name, other in others:
+        for part in READ_FROM:
+            if getattr(other.data, part) != getattr(config.data, part):
+                raise RequestError(_two_corpora(study, first, name, f"data.{part}"))
+        if other.evaluation.corpora != config.evaluation.corpora:
+            raise RequestError(_two_corpora(study, first, name, "evaluation.corpora"))
+    return config.data, config.evaluation.corpora
+
+
 def load_study(path: str | Path) -> Study:
     """The `study` that an experiment file declares, described by the file's docstring.
 
@@ -91,15 +109,19 @@ def load_study(path: str | Path) -> Study:
 def pack(study: Study, max_lanes: Callable[[RunConfig], int]) -> list[dict[str, RunConfig]]:
     """The study's cohorts: runs of one program and about one length, `max_lanes(run)` at most.
 
-    In declared order, those that share a program one after another and the longer first. A run
-    that chooses its own batch trains alone. A pure function of the declared study and of
-    `max_lanes`.
+    In declared order, those that share a program one after another and the longer first; what
+    branches from a run comes after it, with what begins at the same step. A run that chooses its
+    own batch trains alone. A pure function of the declared study and of `max_lanes`.
     """
-    alike: dict[str, list[str]] = {}
+    generation = generations(study.runs)
+    programs: dict[tuple[int, str], dict[int, list[str]]] = {}
     for name, config in study.runs.items():
-        alike.setdefault(program_key(config), []).append(name)
+        begin = config.branch.step if config.branch else 0
+        program = programs.setdefault((generation[name], program_key(config)), {})
+        program.setdefault(begin, []).append(name)
+    in_turn = (programs[key] for key in sorted(programs, key=lambda key: key[0]))
     cohorts: list[dict[str, RunConfig]] = []
-    for names in alike.values():
+    for names in (names for program in in_turn for names in program.values()):
         first = study.runs[names[0]]
         most = 1 if first.batch.policy.name == "noise_scale" else max_lanes(first)
         open_cohort: dict[str, RunConfig] = {}
@@ -122,7 +144,17 @@ def program_key(config: RunConfig) -> str:
         for name in parents:
             part = part[name]
         del part[leaf]
+    # Runs of one subset, of whatever size, read one array of tokens.
+    if config.data.unique_tokens is not None:
+        doc["data"]["subset_of"] = config.data.subset_seed
     return json.dumps(doc, sort_keys=True)
+
+
+def _two_corpora(study: Study, first: str, other: str, field: str) -> str:
+    return (
+        f"the runs of a study read one corpus, and {first!r} and {other!r} of {study.name!r} "
+        f"differ in {field}: declare two studies"
+    )
 
 
 def _line_in(path: Path, error: BaseException) -> str:

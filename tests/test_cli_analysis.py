@@ -132,6 +132,17 @@ def test_transfer(say: Say, tmp_path: Path) -> None:
     assert say(*argv, "--where", "run_id < 'run 2'") == (1, "", err)
 
 
+def test_transfer_to_every_corpus_of_the_table(say: Say, tmp_path: Path) -> None:
+    table = pl.read_csv(tmp_path / "corpora.csv").with_columns(
+        loss_books_se=0.01, loss_code=pl.col("val_loss") * 1.2
+    )
+    table.write_csv(tmp_path / "several.csv")
+    status, out, err = say("transfer", "several.csv", "--json", "--plot", "picture.png")
+    assert (status, err) == (0, "")
+    assert list(one_object(out)["transfer"]) == ["loss_books", "loss_code"]
+    assert (tmp_path / "picture.png").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -153,8 +164,8 @@ def test_transfer(say: Say, tmp_path: Path) -> None:
         (["critical-batch", "corpora.csv"], "for B in corpora.csv holds a value"),
         (["transfer", "corpora.csv", "--other", "loss_boks"], "Did you mean 'loss_books'"),
         (["transfer", "corpora.csv", "--other", "val_loss"], "training corpus's loss itself"),
-        (["transfer", "corpora.csv", "--other", ","], "No other corpus"),
-        (["transfer", "corpora.csv", "--other", "a,b", "--plot", "a.svg"], "draws one other"),
+        (["transfer", "corpora.csv", "--other", ","], "--other takes columns"),
+        (["transfer", "sweep.csv", "--columns", "loss=S"], "No other corpus in sweep.csv"),
         (["transfer", "corpora.csv", "--other", "loss_books", "--level", "90"], "level is a share"),
     ],
 )  # fmt: skip
@@ -165,7 +176,7 @@ def test_wrong_requests_end_with_2_and_one_message(say: Say, argv: list[str], sa
 
 
 @pytest.mark.parametrize("argv", [["critical-batch", "sweep.csv", "--definition", "kaplen"],
-                                  ["transfer", "corpora.csv"]])  # fmt: skip
+                                  ["transfer"]])  # fmt: skip
 def test_what_the_parser_refuses_ends_with_2(
     say: Say, argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

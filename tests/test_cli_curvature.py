@@ -9,8 +9,15 @@ import pytest
 from etils import epath
 
 from scaling_jax import cli
-from scaling_jax.config import BatchConfig, EvaluationConfig, MeshConfig, ModelConfig, RunConfig
-from scaling_jax.data.corpus import prepare
+from scaling_jax.config import (
+    BatchConfig,
+    DataConfig,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+    RunConfig,
+)
+from scaling_jax.data.corpus import load_corpus
 from scaling_jax.executors.local import run_study
 from scaling_jax.records import load
 from scaling_jax.study import Study
@@ -38,7 +45,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steps=12,
     )
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
-        run_study(Study("one", {"a": config}), epath.Path(out), prepare(), Quiet(), lambda: None)
+        run_study(
+            Study("one", {"a": config}),
+            epath.Path(out),
+            load_corpus(DataConfig()),
+            Quiet(),
+            lambda: None,
+        )
     return out / "one"
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scaling_jax.config import BatchConfig, ModelConfig, OptimizerConfig, RunConfig
+from scaling_jax.errors import RequestError
 from scaling_jax.settings import override, parse_config
 
 CORPUS = "a-corpus"
@@ -25,8 +26,11 @@ CHANGES: dict[str, str] = {
     "model.activation": "relu",
     "model.tied_embeddings": "true",
     "model.dropout": "0.1",
+    "model.document_mask": "true",
+    "data.order": "epochs",
     "data.seed": "1",
     "data.unique_tokens": "1000",
+    "data.subset_seed": "1",
     "batch.sequences": "32",
     "batch.microbatches": "2",
     "batch.policy.every": "50",
@@ -44,11 +48,13 @@ CHANGES: dict[str, str] = {
     "schedule.decay_fraction": "0.5",
     "evaluation.tokens": "1024",
     "evaluation.per_decade": "6",
+    "evaluation.corpora": '{"wiki": "wiki.jsonl"}',
     "noise.enabled": "false",
     "noise.groups": "4",
     "noise.sequences": "norms",
     "noise.parts": "true",
     "noise.preconditioned": "true",
+    "branch": '{"run": "0123456789ab", "step": 10}',
     "steps": "200",
     "seed": "1",
     "matmul_precision": "default",
@@ -65,12 +71,20 @@ FOLLOW = {
 # Fields with one possible value, and those that only some optimizers or policies may set.
 WITHOUT_A_CHANGE = {
     "model.arch",
-    "data.source",
     "optimizer.momentum",
     "batch.policy.name",
     "batch.policy.ramp",
     "batch.policy.most_sequences",
     "batch.policy.exchange",
+}
+# Where the corpus is read from and how: its fingerprint stands for what it holds.
+READ_FROM = {
+    "data.source": "other.jsonl",
+    "data.text_field": "body",
+    "data.split_on": "#",
+    "data.tokenizer.name": "bpe",
+    "data.tokenizer.n_vocab": "300",
+    "data.tokenizer.file": "tokenizer.json",
 }
 PLACEMENT = {
     "mesh.lane": "2",
@@ -89,7 +103,7 @@ PLACEMENT = {
 
 def leaves(doc: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in doc.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + name != "evaluation.corpora":
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -103,6 +117,12 @@ def _noise(draw: st.DrawFn, optimizer: str, sequences: int) -> dict[str, Any]:
         "parts": draw(st.booleans()),
         "preconditioned": draw(st.booleans()) if optimizer in ("adam", "adamw") else False,
     }
+
+
+def _branch(steps: int) -> st.SearchStrategy[dict[str, Any] | None]:
+    if steps == 1:
+        return st.none()
+    return st.none() | st.fixed_dictionaries({"run": st.text(), "step": st.integers(1, steps - 1)})
 
 
 @st.composite
@@ -149,8 +169,12 @@ def configs(draw: st.DrawFn) -> RunConfig:
                 "remat": draw(st.sampled_from(["none", "dots", "full"])),
             },
             "compute_dtype": draw(st.sampled_from(["float32", "bfloat16"])),
-            "evaluation": {"tokens": draw(st.integers(1, 10**6))},
+            "evaluation": {
+                "tokens": draw(st.integers(1, 10**6)),
+                "corpora": draw(st.dictionaries(st.sampled_from(["wiki", "law"]), st.text())),
+            },
             "noise": draw(_noise(optimizer, sequences)) if dropout == 0 else {},
+            "branch": draw(_branch(steps)),
             "steps": steps,
             "seed": draw(st.integers(0, 2**31 - 1)),
         }
@@ -178,7 +202,7 @@ def test_overriding_with_its_own_values_changes_nothing(config: RunConfig) -> No
 
 def test_every_field_is_covered() -> None:
     fields = set(leaves(BASE.model_dump(mode="json")))
-    assert fields == set(CHANGES) | WITHOUT_A_CHANGE | set(PLACEMENT)
+    assert fields == set(CHANGES) | WITHOUT_A_CHANGE | set(READ_FROM) | set(PLACEMENT)
 
 
 @pytest.mark.parametrize(("dotted", "text"), PLACEMENT.items())
@@ -186,6 +210,22 @@ def test_run_id_is_unaffected_by_placement(dotted: str, text: str) -> None:
     moved = override(BASE, {dotted: text})
     assert moved != BASE
     assert moved.run_id(CORPUS) == BASE.run_id(CORPUS)
+
+
+def test_run_id_is_that_of_what_is_read_and_not_of_where() -> None:
+    trained = {"data.tokenizer.name": "bpe", "data.tokenizer.n_vocab": "300"}
+    loaded = {"data.tokenizer.name": "bpe", "data.tokenizer.file": "tokenizer.json"}
+    others = {name: READ_FROM[name] for name in ("data.source", "data.text_field", "data.split_on")}
+    for settings in (trained, loaded, *({name: text} for name, text in others.items())):
+        moved = override(BASE, settings)
+        assert moved != BASE
+        assert moved.run_id(CORPUS) == BASE.run_id(CORPUS)
+        assert moved.run_id("another corpus") != BASE.run_id(CORPUS)
+
+
+def test_the_same_corpus_may_be_evaluated_from_another_place() -> None:
+    here, there = (override(BASE, {"evaluation.corpora.wiki": path}) for path in ("a", "b"))
+    assert here.run_id(CORPUS) == there.run_id(CORPUS) != BASE.run_id(CORPUS)
 
 
 def test_the_identity_holds_precisions_and_no_placement() -> None:
@@ -292,3 +332,26 @@ def test_a_policy_in_words() -> None:
     assert override(BASE, FOLLOW).batch.policy.describe() == said.format("B_simple")
     exchanged = override(BASE, FOLLOW | {"batch.policy.exchange": "4"})
     assert exchanged.batch.policy.describe() == said.format("sqrt(4 B_simple)")
+
+
+@pytest.mark.parametrize("name", ["Wiki", "test", "validation", "wiki_se", "1st", "", "a-b"])
+def test_a_corpus_is_named_as_a_column(name: str) -> None:
+    with pytest.raises(RequestError, match="is to name a column"):
+        parse_config({"model": {}, "steps": 9, "evaluation": {"corpora": {name: "x.jsonl"}}})
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ({"name": "bpe"}, "needs n_vocab, to train one"),
+        ({"name": "bpe", "n_vocab": 300, "file": "x.json"}, "leave it out"),
+        ({"name": "bytes", "n_vocab": 257}, "leave it out for bytes"),
+        ({"name": "bytes", "file": "x.json"}, "belongs to bpe and sentencepiece"),
+        ({"name": "sentencepiece"}, "needs file"),
+    ],
+)
+def test_the_fields_of_a_tokenizer_belong_to_its_kind(
+    tokenizer: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        parse_config({"model": {}, "steps": 9, "data": {"tokenizer": tokenizer}})

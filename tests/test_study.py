@@ -24,7 +24,7 @@ from scaling_jax.config import (
     ScheduleConfig,
 )
 from scaling_jax.errors import RequestError
-from scaling_jax.study import Study, load_study, pack, program_key
+from scaling_jax.study import Study, load_study, pack, program_key, what_is_read
 
 
 def config(d_model: int = 8, **fields: Any) -> RunConfig:
@@ -49,7 +49,7 @@ class Numbers(NamedTuple):
     lr_peak: float
     weight_decay: float
     warmup_steps: int
-    unique_tokens: int | None
+    unique_tokens: int
 
 
 SHAPES = st.builds(
@@ -66,7 +66,7 @@ NUMBERS = st.builds(
     lr_peak=st.sampled_from([1e-3, 2e-3]),
     weight_decay=st.sampled_from([0.0, 0.1]),
     warmup_steps=st.integers(0, 2),
-    unique_tokens=st.sampled_from([None, 100]),
+    unique_tokens=st.sampled_from([50, 100]),
 )
 
 
@@ -169,6 +169,8 @@ def test_pack_parts_runs_of_very_different_lengths() -> None:
         {"evaluation": EvaluationConfig(tokens=64)},
         {"batch": BatchConfig(sequences=32)},
         {"batch": BatchConfig(policy=BatchPolicyConfig(name="ramp", ramp=((5, 32),)))},
+        {"data": DataConfig(order="epochs")},
+        {"data": DataConfig(unique_tokens=100)},
         {"compute_dtype": "bfloat16"},
         {"engine": EngineConfig(remat="full")},
         {"mesh": MeshConfig(tensor=2)},
@@ -183,7 +185,7 @@ def test_what_is_compiled_in_makes_another_program(fields: dict[str, Any]) -> No
     [
         {"steps": 40},
         {"seed": 1},
-        {"data": DataConfig(seed=1, unique_tokens=100)},
+        {"data": DataConfig(seed=1, subset_seed=1)},
         {"optimizer": OptimizerConfig(lr_peak=1.0, weight_decay=0.1)},
         {"schedule": ScheduleConfig(warmup_steps=2, final_fraction=0.5, decay_fraction=0.5)},
         {"evaluation": EvaluationConfig(per_decade=3)},
@@ -191,6 +193,32 @@ def test_what_is_compiled_in_makes_another_program(fields: dict[str, Any]) -> No
 )
 def test_what_is_a_number_shares_the_program(fields: dict[str, Any]) -> None:
     assert program_key(config(**fields)) == program_key(config())
+
+
+def test_a_study_reads_one_corpus() -> None:
+    corpora: dict[str, Any] = {"evaluation": {"corpora": {"wiki": "wiki.jsonl"}}}
+    one: dict[str, Any] = {"data": {"source": "books.jsonl", "seed": 1}} | corpora
+    same: dict[str, Any] = {"data": {"source": "books.jsonl", "order": "epochs"}} | corpora
+    data, others = what_is_read(Study("s", {"a": config(**one), "b": config(**same)}))
+    assert (data.source, others) == ("books.jsonl", {"wiki": "wiki.jsonl"})
+    wrongs: dict[str, dict[str, Any]] = {
+        "data.source": {"data": {"source": "laws.jsonl"}} | corpora,
+        "data.split_on": {"data": {"source": "books.jsonl", "split_on": "#"}} | corpora,
+        "evaluation.corpora": {"data": {"source": "books.jsonl"}},
+    }
+    for field, wrong in wrongs.items():
+        with pytest.raises(RequestError, match=f"'a' and 'c' of 's' differ in {field}"):
+            what_is_read(
+                Study("s", {"a": config(**one), "b": config(**same), "c": config(**wrong)})
+            )
+
+
+def test_subsets_of_one_order_share_the_program() -> None:
+    keys = [
+        program_key(config(data=DataConfig(unique_tokens=n, subset_seed=seed)))
+        for n, seed in ((100, 1), (200, 1), (100, 2))
+    ]
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_override_is_for_every_run_and_keeps_the_rest() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,16 @@ from numpy.typing import ArrayLike
 from scaling_jax.errors import RequestError
 
 _INT32_TOKENS = 2**31
+
+
+class Draw(NamedTuple):
+    """Windows of `n_ctx` targets: each the `n_ctx + 1` tokens from its start.
+
+    Where a start is -1 the first input lies before the first token, and is the separator.
+    """
+
+    starts: Any  # integers
+    valid: Any  # int32, how many of the first targets count; None where all do
 
 
 def windows(

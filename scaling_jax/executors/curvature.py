@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from scaling_jax.data.corpus import prepare
+from scaling_jax.data.corpus import load_corpus
 from scaling_jax.errors import RequestError, nearest
 from scaling_jax.records.files import read_record
 from scaling_jax.records.measured import write_measured
@@ -75,7 +75,7 @@ def measure_run(
         )
     steps = choose_steps(known, asked)
     config = parse_config(read_record(out / run_id / "config.json")["config"])
-    corpus = prepare(config.data.source)
+    corpus = load_corpus(config.data, config.evaluation.corpora)
     if config.run_id(corpus.fingerprint) != run_id:
         raise RequestError(
             f"run {run_id} was trained on another {config.data.source!r} corpus than is here"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from scaling_jax.data.corpus import Corpus
+from scaling_jax.data.training_set import targets_an_epoch
 from scaling_jax.executors.placement import Cohort
 from scaling_jax.models.counts import counts
 from scaling_jax.training.batch_size import most_tokens
@@ -15,16 +16,17 @@ from scaling_jax.training.mesh import describe_mesh, make_mesh
 from scaling_jax.training.program import compile_program
 
 COLUMNS = (
-    "cohort", "name", "N", "N_total", "steps", "tokens", "epochs", "flops_exact", "mesh", "GiB",
-    "seconds",
+    "cohort", "name", "N", "N_total", "steps", "tokens", "epochs", "masked", "flops_exact", "mesh",
+    "GiB", "seconds",
 )  # fmt: skip
 
 
 def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]:
     """One row a run, in the order of training.
 
-    `GiB` is the estimated need of its cohort on each device, `seconds` its share of the cohort's
-    time. Of a run that chooses its batch itself, all are the most that it may take.
+    `masked` is the share of targets that do not count. `GiB` is the estimated need of its cohort
+    on each device, `seconds` its share of the cohort's time. Of a run that chooses its batch
+    itself, all are the most that it may take.
     """
     rows = []
     for number, (cohort, seconds) in enumerate(
@@ -32,6 +34,7 @@ def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]
     ):
         for name, config in cohort.runs.items():
             tally, tokens = counts(config.model), most_tokens(config)
+            targets, counted = targets_an_epoch(config, corpus)
             rows.append(
                 {
                     "cohort": number,
@@ -40,7 +43,8 @@ def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]
                     "N_total": tally.params_total,
                     "steps": config.steps,
                     "tokens": tokens,
-                    "epochs": tokens / config.unique_tokens(len(corpus.train.tokens)),
+                    "epochs": tokens / targets,
+                    "masked": 1 - counted / targets,
                     "flops_exact": float(tokens) * tally.training_flops_per_token_exact,
                     "mesh": describe_mesh(cohort.mesh),
                     "GiB": cohort.memory.total / 2**30,

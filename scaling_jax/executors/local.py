@@ -16,10 +16,20 @@ from etils import epath
 
 from scaling_jax.config import RunConfig
 from scaling_jax.data.corpus import Corpus
+from scaling_jax.data.training_set import largest_set
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.executors.branches import begin_step, no_checkpoint, require_parents
 from scaling_jax.executors.placement import Cohort, place_cohort, plan_cohorts
-from scaling_jax.hosts.agreement import agreed, end_all, failed_alike, gathered, is_writer, together
+from scaling_jax.hosts.agreement import (
+    agreed,
+    end_all,
+    failed_alike,
+    gathered,
+    is_writer,
+    together,
+)
 from scaling_jax.hosts.checks import require_shared
+from scaling_jax.lineage import branch_steps
 from scaling_jax.models.counts import counts
 from scaling_jax.records.coverage import recorded_until
 from scaling_jax.records.locks import FolderLock
@@ -78,7 +88,13 @@ def run_study(
     if out.exists() and not out.is_dir():
         raise RequestError(f"--out {out} is a file; name a folder")
     cohorts = plan_cohorts(study, corpus)
-    run_ids = {name: config.run_id(corpus.fingerprint) for name, config in study.runs.items()}
+    run_ids = {
+        name: config.run_id(corpus.fingerprint)
+        for cohort in cohorts
+        for name, config in cohort.runs.items()
+    }
+    run_ids = {name: run_ids[name] for name in study.runs}
+    require_parents(out, study)
     with FolderLock(out) if is_writer() else nullcontext() as lock:
         statuses = {}
         if is_writer():
@@ -116,6 +132,7 @@ class _Training:
             for cohort in cohorts
             for name, config in cohort.runs.items()
         }
+        self._branches = branch_steps({n: c for each in cohorts for n, c in each.runs.items()})
         self._shelf = Shelf(out, [[self._ids[name] for name in cohort.runs] for cohort in cohorts])
         self._waiting = deque((cohort, 1) for cohort in cohorts if self._open(cohort.runs))
         self._number = 0
@@ -124,6 +141,8 @@ class _Training:
         """Trains until nothing is left, or there is a reason to stop."""
         while self._waiting and self._stop() is None:
             cohort, tries = self._waiting.popleft()
+            if self._without_parent(cohort, tries):
+                continue
             parts = self._by_step(cohort.runs)
             if len(parts) > 1:
                 placed = [place_cohort(runs, self._corpus) for _, runs in parts if self._open(runs)]
@@ -143,11 +162,37 @@ class _Training:
 
     def _by_step(self, runs: Runs) -> list[tuple[int, dict[str, RunConfig]]]:
         """The runs by the step of their newest checkpoint: from one step, one program goes on."""
-        newest = self._shelf.newest([self._ids[name] for name in runs])
+        newest = self._newest(runs)
         parts: dict[int, dict[str, RunConfig]] = {}
         for name, config in runs.items():
-            parts.setdefault(newest[self._ids[name]], {})[name] = config
+            parts.setdefault(newest[name] or begin_step(config), {})[name] = config
         return sorted(parts.items())
+
+    def _newest(self, runs: Runs) -> dict[str, int]:
+        """The step of each run's own newest checkpoint, 0 where it has none."""
+        newest = self._shelf.newest([self._ids[name] for name in runs])
+        return {name: newest[self._ids[name]] for name in runs}
+
+    def _without_parent(self, cohort: Cohort, tries: int) -> bool:
+        """Whether a run has no checkpoint to branch from: it waits for its parent, or fails."""
+        newest, lost = self._newest(cohort.runs), {}
+        waiting = {self._ids[name] for each, _ in self._waiting for name in each.runs}
+        for name in self._open(cohort.runs):
+            branch = cohort.runs[name].branch
+            if branch is None or newest[name]:
+                continue
+            known = self._shelf.places([branch.run])[branch.run]
+            if branch.step not in known and branch.run in waiting:
+                self._waiting.append((cohort, tries))
+                return True
+            if branch.step not in known:
+                lost[name] = no_checkpoint(branch, known)
+        for name, message in lost.items():
+            self._statuses[name] = "failed"
+            self._reporter.ended(name, "failed", message)
+        if lost and (rest := {n: c for n, c in cohort.runs.items() if n not in lost}):
+            self._waiting.appendleft((place_cohort(rest, self._corpus), tries))
+        return bool(lost)
 
     def _restore(self, cohort: Cohort, step: int) -> Restored | None:
         if step == 0:
@@ -159,10 +204,17 @@ class _Training:
             agreed(
                 "the records",
                 {
-                    self._ids[name]: recorded_until(self._out, self._ids[name])
+                    self._ids[name]: recorded_until(
+                        self._out, self._ids[name], begin_step(cohort.runs[name])
+                    )
                     for name in self._open(cohort.runs)
                 },
             ),
+            {
+                self._ids[name]: branch.run
+                for name, step in self._newest(cohort.runs).items()
+                if not step and (branch := cohort.runs[name].branch)
+            },
         )
 
     def _train(self, cohort: Cohort, restored: Restored | None, tries: int) -> None:
@@ -174,11 +226,16 @@ class _Training:
         writers = {}
         if is_writer():
             writers = {name: RunWriter(self._out, self._ids[name]) for name in open_runs}
+        begins = dict(zip(cohort.runs, restored.begins, strict=True)) if restored else {}
         for name, writer in writers.items():
             config = cohort.runs[name]
             doc = {"config": config.model_dump(mode="json"), "row": run_row(config, self._corpus)}
-            writer.begin(doc, environment(cohort), config.steps, step or None)
-        kept = kept_steps(cohort.steps, cohort.config.checkpoint.kept_per_decade)
+            anew = step == 0 or begins[name]
+            writer.begin(doc, environment(cohort), config.steps, None if anew else step)
+        kept = {
+            *kept_steps(cohort.steps, cohort.config.checkpoint.kept_per_decade),
+            *(at for name in cohort.runs for at in self._branches.get(self._ids[name], ())),
+        }
         checkpoints = Checkpoints(self._out, self._identities(cohort.runs), kept)
         if restored is not None and restored.own:
             checkpoints.go_on_from(step)
@@ -223,12 +280,14 @@ class _Programs:
 
     def get(self, cohort: Cohort) -> tuple[Program, bool]:
         """The cohort's program, and whether it was compiled just now."""
-        key = (program_key(cohort.config), len(cohort.runs), cohort.mesh)
+        configs = list(cohort.runs.values())
+        n_tokens = largest_set(configs, self._corpus)
+        key = (program_key(cohort.config), len(configs), cohort.mesh, n_tokens)
         if self._program is not None and key == self._key:
             return self._program, False
         self._program = None  # frees the last shape's arrays before the next one's
         mesh = make_mesh(cohort.mesh)
-        self._program = compile_program(list(cohort.runs.values()), self._corpus, mesh)
+        self._program = compile_program(configs, self._corpus, mesh)
         self._key = key
         return self._program, True
 
@@ -253,13 +312,19 @@ def run_row(config: RunConfig, corpus: Corpus) -> dict[str, Any]:
         "flops_per_token_embedding": tally.flops_per_token_embedding,
         "data_source": config.data.source,
         "data_fingerprint": corpus.fingerprint,
+        "data_order": config.data.order,
+        "tokenizer": f"{corpus.tokenizer} {corpus.n_vocab}",
         "unique_tokens": config.unique_tokens(len(corpus.train.tokens)),
+        "subset_seed": config.data.subset_seed,
+        "evaluation_corpora": ",".join(sorted(config.evaluation.corpora)) or None,
         "bigram_nats": corpus.bigram_nats if math.isfinite(corpus.bigram_nats) else None,
         "batch_tokens": config.batch_tokens,
         "batch_sequences": batch.sequences,
         "microbatches": batch.microbatches,
         "batch_policy": batch.policy.describe(),
         "steps": config.steps,
+        "parent": config.branch.run if config.branch else None,
+        "branch_step": config.branch.step if config.branch else None,
         "optimizer": optimizer.name,
         **optimizer.model_dump(exclude={"name", "eps"}),
         "schedule": config.schedule.name,

@@ -11,10 +11,16 @@ import jax
 
 from scaling_jax.config import EngineConfig, MeshConfig, RunConfig
 from scaling_jax.data.corpus import Corpus
+from scaling_jax.data.epochs import require_countable
+from scaling_jax.data.subsets import require_tokens
+from scaling_jax.data.training_set import largest_set, targets_an_epoch
 from scaling_jax.errors import RequestError
+from scaling_jax.executors.branches import require_same_state
+from scaling_jax.lineage import by_run_id
 from scaling_jax.study import Study, pack
 from scaling_jax.training.batch_size import most_tokens
 from scaling_jax.training.engine import device_memory, resolve_engine
+from scaling_jax.training.evaluation import require_evaluations
 from scaling_jax.training.memory import Memory, estimate_memory
 from scaling_jax.training.mesh import require_all_hosts, resolve_mesh, sizes
 from scaling_jax.training.program import CHUNK_STEPS
@@ -60,7 +66,10 @@ def plan_cohorts(study: Study, corpus: Corpus) -> list[Cohort]:
     """
     machine = _Machine.here(corpus)
     cohorts = []
-    for runs in pack(study, machine.most_lanes):
+    require_same_state(study.runs)
+    known = by_run_id(study.runs, corpus.fingerprint)
+    for names in pack(study, machine.most_lanes):
+        runs = {name: known[name] for name in names}
         for name, run in runs.items():
             with _named(f"run {name!r}"):
                 _check_corpus(run, corpus)
@@ -109,7 +118,8 @@ class _Machine:
 
     def _fits(self, config: RunConfig, n_lanes: int) -> bool:
         try:
-            return self._place(config, n_lanes, fsdp=1)[2].total <= self._room
+            n_tokens = largest_set([config], self.corpus)
+            return self._place(config, n_lanes, 1, n_tokens)[2].total <= self._room
         except RequestError:
             return False
 
@@ -120,9 +130,10 @@ class _Machine:
     def place(self, runs: Mapping[str, RunConfig]) -> Cohort:
         """The cohort of `runs`, a run too large for one device spread over as few as hold it."""
         config = next(iter(runs.values()))
+        n_tokens = largest_set(list(runs.values()), self.corpus)
         fsdp = config.mesh.fsdp or 1
         while True:
-            mesh, engine, memory = self._place(config, len(runs), fsdp)
+            mesh, engine, memory = self._place(config, len(runs), fsdp, n_tokens)
             if memory.total <= self._room:
                 return Cohort(runs, mesh, engine, memory)
             fsdp *= 2
@@ -144,17 +155,17 @@ class _Machine:
         )
 
     def _place(
-        self, config: RunConfig, n_lanes: int, fsdp: int
+        self, config: RunConfig, n_lanes: int, fsdp: int, n_tokens: int
     ) -> tuple[MeshConfig, EngineConfig, Memory]:
-        tokens = self.corpus.train.tokens
+        itemsize = self.corpus.train.tokens.dtype.itemsize
         mesh = resolve_mesh(config, n_lanes, self.n_devices, fsdp)
         require_all_hosts(mesh)
-        engine = resolve_engine(config, tokens, self.platform, self.memory)
-        nbytes = tokens.nbytes
+        engine = resolve_engine(config, n_tokens, itemsize, self.platform, self.memory)
+        nbytes = n_tokens * itemsize
         if engine.feed == "host":
             lanes = ceil(n_lanes / (mesh.lane or 1))
             windows = CHUNK_STEPS * lanes * config.batch.sizes[-1] * (config.model.n_ctx + 1)
-            nbytes = IN_FLIGHT * windows * tokens.itemsize
+            nbytes = IN_FLIGHT * windows * itemsize
         memory = []
         for size in config.batch.sizes:
             with _named(f"a batch of {size}" if len(config.batch.sizes) > 1 else None):
@@ -167,27 +178,41 @@ def _check_corpus(config: RunConfig, corpus: Corpus) -> None:
         raise RequestError(
             f"model.n_vocab {config.model.n_vocab} is less than the corpus's {corpus.n_vocab}"
         )
-    have = len(corpus.train.tokens)
-    if config.unique_tokens(have) > have:
+    _check_training_set(config, corpus)
+    n_tokens, need = len(corpus.validation.tokens), config.model.n_ctx + 1
+    if n_tokens < need:
         raise RequestError(
-            f"data.unique_tokens {config.data.unique_tokens} is more than the {have} tokens of the "
-            "training split"
+            f"the validation split has {n_tokens} tokens, fewer than the {need} of one window; "
+            "lower model.n_ctx"
         )
-    for told, n_tokens, need, what in (
-        (
-            "the training split has"
-            if config.data.unique_tokens is None
-            else "data.unique_tokens leaves",
-            config.unique_tokens(have),
-            config.batch.sizes[-1] * config.model.n_ctx + 1,
-            "batch; lower batch.sequences",
-        ),
-        (
-            "the validation split has",
-            len(corpus.validation.tokens),
-            config.model.n_ctx + 1,
-            "window; lower model.n_ctx",
-        ),
-    ):
+    require_evaluations(config, corpus)
+
+
+def _check_training_set(config: RunConfig, corpus: Corpus) -> None:
+    n_tokens, n_ctx = config.unique_tokens(len(corpus.train.tokens)), config.model.n_ctx
+    require_tokens(corpus.train, n_tokens)
+    if config.data.order == "random":
+        need = config.batch.sizes[-1] * n_ctx + 1
         if n_tokens < need:
-            raise RequestError(f"{told} {n_tokens} tokens, fewer than the {need} of one {what}")
+            told = (
+                "the training split has"
+                if config.data.unique_tokens is None
+                else "data.unique_tokens leaves"
+            )
+            raise RequestError(
+                f"{told} {n_tokens} tokens, fewer than the {need} of one batch; lower "
+                "batch.sequences"
+            )
+        return
+    if config.batch.policy.name != "fixed":
+        raise RequestError(
+            f"data.order {config.data.order} numbers its windows by one size of the batch: set "
+            "batch.policy.name=fixed, or data.order=random"
+        )
+    windows, sequences = targets_an_epoch(config, corpus)[0] // n_ctx, config.batch.sequences
+    require_countable(config.steps * sequences, windows)
+    if windows < sequences:
+        raise RequestError(
+            f"an epoch has {windows} windows, fewer than the {sequences} of one batch; lower "
+            "batch.sequences"
+        )

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 from scaling_jax.errors import RequestError
 from scaling_jax.laws.approaches import Allocations, allocate
 from scaling_jax.laws.batch_sweep import BatchSweep, measure_critical_batch
+from scaling_jax.laws.branched_batch import (
+    BranchedBatch,
+    describe_branched_batch,
+    measure_branched_batch,
+)
 from scaling_jax.laws.corpora import Transfer, measure_transfer
 from scaling_jax.laws.describe import describe
 from scaling_jax.laws.describe_analyses import (
@@ -17,6 +22,7 @@ from scaling_jax.laws.describe_analyses import (
 )
 from scaling_jax.laws.describe_noise import describe_noise
 from scaling_jax.laws.describe_plan import describe_plan
+from scaling_jax.laws.describe_positions import describe_positions
 from scaling_jax.laws.fitting import Objective, find_objective
 from scaling_jax.laws.forms import LAWS, find_law
 from scaling_jax.laws.l_ns import fit_l_ns
@@ -25,6 +31,7 @@ from scaling_jax.laws.noise_report import NoiseReport, measure_noise
 from scaling_jax.laws.noise_scale import noise_scale
 from scaling_jax.laws.panel import Lamp
 from scaling_jax.laws.plan import plan
+from scaling_jax.laws.positions import Positions, measure_positions
 from scaling_jax.laws.published import published
 from scaling_jax.laws.request import require_level
 from scaling_jax.laws.result import Fit
@@ -36,23 +43,29 @@ __all__ = [
     "LAWS",
     "Allocations",
     "BatchSweep",
+    "BranchedBatch",
     "Fit",
     "Lamp",
     "NoiseReport",
     "Objective",
+    "Positions",
     "Transfer",
     "allocate",
     "describe",
     "describe_allocations",
+    "describe_branched_batch",
     "describe_critical_batch",
     "describe_noise",
     "describe_plan",
+    "describe_positions",
     "describe_transfer",
     "find_law",
     "find_objective",
     "fit",
+    "measure_branched_batch",
     "measure_critical_batch",
     "measure_noise",
+    "measure_positions",
     "measure_transfer",
     "noise_scale",
     "plan",

@@ -89,7 +89,7 @@ def flat_table(
             )
     left_out = pl.DataFrame(schema={"run": pl.String, "n_points": pl.UInt32})
     if where is not None:
-        kept = _where(wide, where, records.source)
+        kept = condition(wide, where, records.source)
         left_out = wide.filter(~kept).group_by(pl.col("run_id").cast(pl.String).alias("run")).agg(
             pl.len().alias("n_points")
         )  # fmt: skip
@@ -107,7 +107,7 @@ def flat_table(
                 f"name the column with {role}=COLUMN.{nearest(wanted, _holding(wide))}"
             )
     points = wide.select(pl.col(column).alias(role) for role, column in sources.items())
-    points = _numbers(points, sources, records.source)
+    points = _one_seed(_numbers(points, sources, records.source))
     if "loss" in sources and "step_start" in sources:
         points = points.filter(pl.col("loss").is_not_null() | pl.col("step_start").is_null())
         if sources["loss"] in WINDOW_MEANS and "S" in sources:
@@ -169,7 +169,8 @@ def _with_compute(
     }
 
 
-def _where(wide: pl.DataFrame, where: str, source: str) -> pl.Series:
+def condition(wide: pl.DataFrame, where: str, source: str) -> pl.Series:
+    """Which rows a condition in SQL keeps; `RequestError` where it has a fault or keeps none."""
     try:
         kept = wide.select(pl.sql_expr(where).alias("kept"))["kept"]
     except pl.exceptions.ColumnNotFoundError as error:
@@ -211,6 +212,19 @@ def _joined(records: Records) -> pl.DataFrame:
     wide = curves.join(runs, on="run_id", how="left", suffix="_of_run", maintain_order="left")
     filled = [pl.coalesce(name, f"{name}_of_run").alias(name) for name in shared]
     return wide.with_columns(filled).drop(f"{name}_of_run" for name in shared)
+
+
+def _one_seed(points: pl.DataFrame) -> pl.DataFrame:
+    """One number for all that a run draws, where the seed of its weights does not tell them apart.
+
+    Runs of one seed that differ in the order or the subset of their data are replicates, as runs of
+    several seeds are.
+    """
+    seeds = [name for name in ("seed", "data_seed", "subset_seed") if name in points.columns]
+    drawn = points.select(seeds).unique()
+    if "seed" not in seeds or drawn.height == drawn["seed"].n_unique():
+        return points
+    return points.with_columns(seed=pl.struct(seeds).rank("dense").cast(pl.Int64) - 1)
 
 
 def _example(values: pl.Series) -> str:

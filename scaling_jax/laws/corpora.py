@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,19 @@ if TYPE_CHECKING:
     from scaling_jax.records.store import Records
 
 END, DURING = "end", "during"
+# Of the highest loss that a run ends at. Far above, where a model learns what single tokens and
+# pairs tell, losses on other corpora go up and down along that on the training one.
+EARLY = 1.25
 
 
 @dataclass(frozen=True)
 class Corpus:
     """One other corpus: its `line`, or why there is none (`refusal`).
 
-    `points`: run, loss (nats a token, training corpus), other, and `phase` ("end": the last point
-    of a run, else "during"), null throughout where every run has one point.
+    `points`: run, N (null where unknown), loss (nats a token, training corpus), other, and `phase`
+    ("end": the last point of a run, else "during"), null throughout where every run has one point.
+    `sample_se`: the standard error, nats a token, that the gap has beside its interval because both
+    corpora were measured on some documents of many, the same at every point; None where unknown.
     """
 
     column: str
@@ -36,6 +42,12 @@ class Corpus:
     refusal: str
     points: pl.DataFrame
     excluded: list[dict[str, Any]]
+    sample_se: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The corpus without what columns have around it."""
+        return corpus_name(self.column)
 
     @property
     def flags(self) -> list[str]:
@@ -45,7 +57,8 @@ class Corpus:
             return []
         return [
             f"points lie {self.line.rms_residual:.2g} nats off the line, above {MAX_RMS:.0%} of "
-            "the loss: are these runs of one training corpus? --where keeps one"
+            "the loss: does the relation bend, or are these not runs of one training corpus? "
+            "--where keeps a part"
         ]
 
 
@@ -63,7 +76,12 @@ class Transfer:
         return plain(
             {
                 "transfer": {
-                    each.column: _line(each.line) | {"flags": each.flags, "excluded": each.excluded}
+                    each.column: {
+                        **_line(each.line),
+                        "sample_se": each.sample_se,
+                        "flags": each.flags,
+                        "excluded": each.excluded,
+                    }
                     for each in self.corpora
                     if each.line is not None
                 },
@@ -79,7 +97,7 @@ class Transfer:
 
 def measure_transfer(
     records: Records,
-    other: Sequence[str],
+    other: Sequence[str] = (),
     columns: Mapping[str, str] | None = None,
     *,
     where: str | None = None,
@@ -87,17 +105,48 @@ def measure_transfer(
 ) -> Transfer:
     """L_other = offset + slope L_train for each column of `other`, losses in nats a token.
 
-    Where runs have several points, also whether the last ones ("end") lie on the line of those
-    before ("during"). Rows of diverged runs and without either loss are left out. A corpus whose
-    points give no line is refused in `Corpus.refusal`. Raises `RequestError` where the request is
-    wrong. Source: Kaplan et al. (2020), section 3.2.2, Fig. 8.
+    Without `other` these are all columns loss_<corpus> but that of the training corpus. Where runs
+    have several points, also whether the last ones ("end") lie on the line of those before
+    ("during"). Rows of diverged runs, without either loss, and of the first part of training
+    (`EARLY`) are left out. A corpus whose points give no line is refused in `Corpus.refusal`.
+    Raises `RequestError` where the request is wrong.
+    Source: Kaplan et al. (2020), section 3.2.2, Fig. 8.
     """
     require_level(level)
-    if not other:
-        raise RequestError("No other corpus: name a column of its loss")
-    corpora = [_corpus(records, column, columns, where, level) for column in dict.fromkeys(other)]
     table = flat_table(records, columns, ("run", "loss"), where)
-    return Transfer(corpora, table.sources["loss"], level, records.source)
+    trained_on = table.sources["loss"]
+    found = other or other_corpora(records, trained_on)
+    if not found:
+        raise RequestError(
+            f"No other corpus in {records.source}: it has no column loss_<corpus> beside "
+            f"{trained_on}; name columns of other losses"
+        )
+    corpora = [_corpus(records, column, columns, where, level) for column in dict.fromkeys(found)]
+    return Transfer(corpora, trained_on, level, records.source)
+
+
+def other_corpora(records: Records, trained_on: str = "val_loss") -> list[str]:
+    """The columns loss_<corpus> that hold a number: no standard errors, not the training one's."""
+    curves = records.curves
+    return [
+        name
+        for name in curves.columns
+        if name.startswith("loss_")
+        and name != trained_on
+        and not _is_standard_error(name, curves)
+        and curves.schema[name].is_numeric()
+        and curves[name].null_count() < curves.height
+    ]
+
+
+def corpus_name(column: str) -> str:
+    """The corpus whose loss a column holds, for people."""
+    own = {"val_loss": "validation split", "loss_test": "test split", "test_loss": "test split"}
+    return own.get(column, column.removeprefix("loss_").replace("_", " "))
+
+
+def _is_standard_error(column: str, table: pl.DataFrame) -> bool:
+    return column.endswith("_se") and column.removesuffix("_se") in table.columns
 
 
 def _corpus(
@@ -108,6 +157,7 @@ def _corpus(
     level: float,
 ) -> Corpus:
     selection = _selection(records, column, columns, where)
+    sample = None
     try:
         if selection.points.is_empty():
             raise WorkError(f"No row has a loss and a number in {column}")
@@ -115,14 +165,19 @@ def _corpus(
         points = _with_phase(selection)
         phase = points["phase"] if points["phase"].null_count() == 0 else None
         line = transfer_line(points["loss"], points["other"], points["run"], phase, level)
+        sample = _sample_se(records, selection, line)
     except WorkError as error:
         return Corpus(column, None, str(error), selection.points, selection.excluded)
-    return Corpus(column, line, "", points, selection.excluded)
+    return Corpus(column, line, "", points, selection.excluded, sample)
 
 
 def _selection(
     records: Records, column: str, columns: Mapping[str, str] | None, where: str | None
 ) -> Selection:
+    if _is_standard_error(column, records.curves):
+        raise RequestError(
+            f"{column} is the standard error of {column.removesuffix('_se')}, not a loss"
+        )
     roles = {**(columns or {}), "other": column}
     table = flat_table(records, roles, ("run", "loss", "other"), where)
     if table.sources["loss"] == column:
@@ -141,15 +196,35 @@ def _selection(
 
 def _with_phase(selection: Selection) -> pl.DataFrame:
     axis = next((name for name in ("S", "D", "C") if name in selection.table.sources), None)
-    points = selection.points
     last = pl.int_range(pl.len()) == pl.len() - 1
     if axis is not None:
         last = pl.col(axis) == pl.col(axis).max()
     phase = pl.when(last.over("run")).then(pl.lit(END)).otherwise(pl.lit(DURING))
-    points = points.select("run", "loss", "other", phase=phase)
+    selection.points = selection.points.with_columns(phase=phase)
+    highest = pl.col("loss").filter(pl.col("phase") == END).max()
+    selection.drop(
+        (pl.col("phase") == DURING) & (pl.col("loss") > EARLY * highest),
+        "early",
+        f"above {EARLY:g} times the highest loss at an end: too early for one line",
+    )
+    size = pl.col("N") if "N" in selection.points.columns else pl.lit(None, pl.Float64)
+    points = selection.points.select("run", "loss", "other", "phase", N=size)
     if points["phase"].n_unique() == 1:
         return points.with_columns(phase=pl.lit(None, pl.String))
     return points
+
+
+def _sample_se(records: Records, selection: Selection, line: TransferLine) -> float | None:
+    columns = [selection.table.sources[role] + "_se" for role in ("loss", "other")]
+    if any(name not in records.curves.columns for name in columns):
+        return None
+    of_runs = records.curves.filter(
+        pl.col("run_id").cast(pl.String).is_in(selection.points["run"].unique().implode())
+    )
+    train, other = (of_runs.select(pl.col(name).median()).item() for name in columns)
+    if train is None or other is None:
+        return None
+    return math.hypot(other, line.slope.value * train)
 
 
 def _line(line: TransferLine) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from scaling_jax.laws.allocation import LINES, Allocation, compare
 from scaling_jax.laws.approaches import ISOFLOP, PARABOLA, Allocations
 from scaling_jax.laws.batch_policy import PolicyGain
 from scaling_jax.laws.batch_sweep import BatchSweep
-from scaling_jax.laws.corpora import Corpus, Transfer
+from scaling_jax.laws.corpora import Corpus, Transfer, corpus_name
 from scaling_jax.laws.critical_batch import describe_ladder
 from scaling_jax.laws.describe import WIDTH, aligned, count_runs, exclusions, wrapped
 from scaling_jax.laws.transfer import PhaseTest, Quantity
@@ -139,8 +139,8 @@ def _level(row: dict[str, Any]) -> str:
 def describe_transfer(found: Transfer) -> str:
     """One paragraph a corpus: slope, gap, offset, the test of phases, or why there is no line."""
     lines = [
-        f"L_other = offset + slope L_train, nats a token; L_train is {found.column}; "
-        f"{found.level:.0%} intervals"
+        f"L_other = offset + slope L_train, nats a token; L_train is {found.column} "
+        f"({corpus_name(found.column)}); {found.level:.0%} intervals"
     ]
     for each in found.corpora:
         lines += ["", *_corpus(each)]
@@ -148,7 +148,7 @@ def describe_transfer(found: Transfer) -> str:
 
 
 def _corpus(each: Corpus) -> list[str]:
-    line, lines = each.line, [each.column]
+    line, lines = each.line, [f"{each.column} ({each.name})"]
     if line is None:
         lines += _indented(f"Refused: {each.refusal}")
     else:
@@ -157,6 +157,11 @@ def _corpus(each: Corpus) -> list[str]:
             ["gap", _quantity(line.gap), f"L_other - L_train at L_train = {line.centre:.4g}"],
             ["offset", _quantity(line.offset), "at L_train = 0, far outside the points"],
         ])  # fmt: skip
+        if each.sample_se is not None:
+            lines += _indented(
+                f"Other documents of the two corpora would move the gap by {each.sample_se:.2g} "
+                "more (one standard error)"
+            )
         said = f"{line.n_points} points of {count_runs(line.n_runs)}, rms residual"
         lines.append(f"  {said} {line.rms_residual:.3g} nats")
         if line.phase_test is not None:

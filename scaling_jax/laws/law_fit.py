@@ -14,7 +14,7 @@ from scaling_jax.laws import panel
 from scaling_jax.laws.comparison import compare_forms
 from scaling_jax.laws.estimate import LARGEST_SHARE, drawn, estimate, held_out, named, ranges_of
 from scaling_jax.laws.fitting import Objective, Points, make_points
-from scaling_jax.laws.gather import RULES, gather
+from scaling_jax.laws.gather import gather
 from scaling_jax.laws.identified import require_independent
 from scaling_jax.laws.panel import HeldOut
 from scaling_jax.laws.profile import profile
@@ -139,7 +139,7 @@ def _fit_one(
         rivals=found.rivals,
         resamples=resamples,
         source="",
-        rule=_rule(law, selection),
+        rule=selection.rule,
     )
 
 
@@ -175,13 +175,6 @@ def _theta(points: Points, fit: Fit) -> np.ndarray:
     with np.errstate(divide="ignore"):  # an offset that is held at zero
         log_params = np.log(np.array([fit.params[name] for name in points.law.params]))
     return points.law.from_log_params(log_params, points.x_centre, points.y_centre)
-
-
-def _rule(law: Law, selection: Selection) -> str:
-    rule = RULES[law.slug.removesuffix("_offset")]
-    if rule.of_run == "every" and "schedule" in selection.table.sources:
-        return f"{rule.text}, of runs whose learning rate decays the last alone"
-    return rule.text
 
 
 def _derived(law, params, spread, level) -> dict[str, tuple[float, float, float]]:
@@ -264,6 +257,7 @@ def _lamps(points: Points, selection: Selection, fit: Fit, other: Fit | None) ->
     detail = fit.held_out_detail
     lamps = [
         panel.complete_rows(selection),
+        *panel.stopped(selection.points),
         *panel.distinct_values({name: fit.points[name].to_numpy() for name in law.inputs}),
         panel.interval_promise(fit.interval_flag, fit.n_runs),
         panel.rms_residual(fit.rms_log_residual),

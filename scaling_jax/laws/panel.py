@@ -42,6 +42,7 @@ MIN_RIVAL = 1.25
 MIN_CHANCE = 0.01
 # Half of what the residuals may be.
 MAX_SEED_NOISE = 0.01
+_NAMED = 3  # runs of a list that is told
 
 
 class HeldOut(NamedTuple):
@@ -213,6 +214,25 @@ def complete_rows(selection: Selection) -> Lamp:
     count = sum(max(row["n_points"], 1) for row in rows)
     text = f"{count} rows left out: {rows[0]['reason']}" if rows else "every row has its numbers"
     return at_most("complete_rows", count, 0, text)
+
+
+def stopped(points: pl.DataFrame) -> list[Lamp]:
+    """Of a law of runs that stop early: did every run reach its lowest validation loss?"""
+    if "stopped" not in points.columns:
+        return []
+    runs = points.group_by("run", maintain_order=True).last().drop_nulls("stopped")
+    if runs.is_empty():
+        return [not_measurable("stopped", 0, "one loss a run")]
+    label = "name" if "name" in runs.columns else "run"
+    going = runs.filter(~pl.col("stopped"))[label].to_list()
+    text = "every run went on from its lowest loss"
+    if going:
+        named = ", ".join(going[:_NAMED]) + (", ..." if len(going) > _NAMED else "")
+        text = (
+            f"{len(going)} of {runs.height} runs have their lowest loss at their last evaluation "
+            f"({named}): their minimum was not reached, and their losses are upper bounds"
+        )
+    return [at_most("stopped", len(going), 0, text)]
 
 
 def distinct_values(values: Mapping[str, np.ndarray]) -> list[Lamp]:

@@ -46,7 +46,8 @@ class Selection:
     `candidates`: every loss of comparable runs (one family, constant learning rate, more than one
     layer), also of runs that are not in the fit. `excluded`: {run_id, name, rule, reason,
     n_points}. `starts`: the first and last step at which a window may begin. `below_floor`: N to
-    the share of its run, in steps, that lies below the bigram floor (None without a floor).
+    the share of its run, in steps, that lies below the bigram floor (None without a floor). `rule`:
+    in words, which rows of a run are its points.
     """
 
     table: Table
@@ -55,6 +56,7 @@ class Selection:
     excluded: list[dict] = field(default_factory=list)
     starts: tuple[float, float] = (1.0, 1.0)
     below_floor: dict[float, float] | None = None
+    rule: str = ""
 
     def drop(self, which: pl.Expr, rule: str, reason: str | pl.Expr) -> None:
         """Take the points where `which` holds out of the fit, with the reason for each run."""
@@ -226,11 +228,13 @@ def keep_one_family(selection: Selection, name: str) -> None:
         )
 
 
-def keep_best_rate(selection: Selection, shape: list[str], equal_length: bool) -> None:
-    """Of the runs that agree in `shape` keep the learning rate with the lowest final loss.
+def keep_best_rate(
+    selection: Selection, shape: list[str], equal_length: bool, by: str = "loss"
+) -> None:
+    """Of the runs that agree in `shape` keep the learning rate with the lowest final loss `by`.
 
-    Where lengths are `equal_length`, a run shorter than the longest of its shape is a check of the
-    learning rate and no measurement.
+    Runs that differ in seeds alone count together, by their mean. Where lengths are `equal_length`,
+    a run shorter than the longest of its shape is a check of the learning rate and no measurement.
     """
     if "lr" not in selection.table.sources or selection.points.is_empty():
         return
@@ -245,7 +249,7 @@ def keep_best_rate(selection: Selection, shape: list[str], equal_length: bool) -
     final = (
         selection.points.filter(pl.col("S") == last)
         .group_by(*shape, "lr")
-        .agg(pl.col("loss").mean().alias("final"))
+        .agg(pl.col(by).mean().alias("final"))
     )
     best = (
         final.sort("final", "lr", nulls_last=True)

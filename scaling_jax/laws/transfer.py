@@ -77,7 +77,9 @@ def transfer_line(
     `loss_train` and `loss_other` (n,) at the same checkpoints, nats a token; `run` (n,) labels the
     run of each. Intervals at `level` leave out one run at a time (jackknife, t with two degrees
     less than runs): the points of a run are not independent. `phase` (n,), two labels such as
-    "training" and "converged", asks whether both phases lie on one line; see `PhaseTest`.
+    "training" and "converged", asks whether both phases lie on one line; see `PhaseTest`. Points
+    weigh the same, whatever the standard errors of their losses: these are of the documents
+    measured, which are the same at every point and move all of them together.
 
     Raises `RequestError` for unequal lengths, losses that are not positive and finite, and other
     than two phases; `WorkError` for fewer than three runs, or where one run alone spans the line

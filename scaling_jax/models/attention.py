@@ -17,15 +17,17 @@ MOST_BLOCKS = 8
 SPLASH_ROWS = 128
 
 
-def choose_attention(asked: str | None, platform: str, dtype: str, n_ctx: int, d_head: int) -> str:
+def choose_attention(
+    asked: str | None, platform: str, dtype: str, n_ctx: int, d_head: int, document_mask: bool
+) -> str:
     """The implementation for a platform (`cpu`, `gpu`, `tpu`): the one asked for, or the quickest.
 
-    Raises `RequestError` for one that the platform or the shape does not allow.
+    Raises `RequestError` for one that the platform, the shape or the mask does not allow.
     """
     faults = {
         "xla": "",
         "blocks": "",
-        "cudnn": _cudnn_fault(platform, dtype, d_head),
+        "cudnn": _cudnn_fault(platform, dtype, d_head, document_mask),
         "splash": _splash_fault(platform, n_ctx),
     }
     if asked is None:
@@ -37,13 +39,15 @@ def choose_attention(asked: str | None, platform: str, dtype: str, n_ctx: int, d
     return asked
 
 
-def _cudnn_fault(platform: str, dtype: str, d_head: int) -> str:
+def _cudnn_fault(platform: str, dtype: str, d_head: int, document_mask: bool) -> str:
     if platform != "gpu":
         return f"needs an NVIDIA GPU, and this is a {platform}"
     if dtype != "bfloat16":
         return f"needs compute_dtype bfloat16, not {dtype}"
     if d_head % 8 or d_head > 128:
         return f"needs heads of a multiple of 8 up to 128, not {d_head}"
+    if document_mask:
+        return "has no model.document_mask"
     return ""
 
 
@@ -56,22 +60,33 @@ def _splash_fault(platform: str, n_ctx: int) -> str:
 
 
 def attend(
-    q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array, implementation: str
+    q_bthc: jax.Array,
+    k_bthc: jax.Array,
+    v_bthc: jax.Array,
+    implementation: str,
+    segments_bt: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax attention to positions up to each one's own, scores over sqrt(c): `[b, t, h, c]`."""
+    """Softmax attention to positions up to each one's own, scores over sqrt(c): `[b, t, h, c]`.
+
+    Where `segments_bt` are given, to those of one's own segment alone.
+    """
     if implementation == "cudnn":
         return jax.nn.dot_product_attention(
             q_bthc, k_bthc, v_bthc, is_causal=True, implementation="cudnn"
         )
     if implementation == "splash":
-        return attend_splash(q_bthc, k_bthc, v_bthc)
+        return attend_splash(q_bthc, k_bthc, v_bthc, segments_bt)
     n_ctx = q_bthc.shape[1]
     blocks = 1 if implementation == "xla" else max(1, min(n_ctx // BLOCK_ROWS, MOST_BLOCKS))
-    return _attend_in_blocks(q_bthc, k_bthc, v_bthc, blocks)
+    return _attend_in_blocks(q_bthc, k_bthc, v_bthc, segments_bt, blocks)
 
 
 def _attend_in_blocks(
-    q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array, blocks: int
+    q_bthc: jax.Array,
+    k_bthc: jax.Array,
+    v_bthc: jax.Array,
+    segments_bt: jax.Array | None,
+    blocks: int,
 ) -> jax.Array:
     # Scores are [.., s, t], keys before queries: XLA sums over a leading axis in vector
     # instructions and over the last one number by number.
@@ -88,7 +103,11 @@ def _attend_in_blocks(
             preferred_element_type=jnp.float32,
         )
         seen_st = jnp.arange(end)[:, None] <= jnp.arange(start, end)[None, :]
-        weights_bhst = jax.nn.softmax(jnp.where(seen_st[None, None], scores_bhst, -jnp.inf), -2)
+        seen_bhst = seen_st[None, None]
+        if segments_bt is not None:
+            own_bst = segments_bt[:, :end, None] == segments_bt[:, None, start:end]
+            seen_bhst = seen_bhst & own_bst[:, None]
+        weights_bhst = jax.nn.softmax(jnp.where(seen_bhst, scores_bhst, -jnp.inf), -2)
         mixed.append(
             jnp.einsum("bhst,bhsc->bthc", weights_bhst.astype(v_bhsc.dtype), v_bhsc[:, :, :end])
         )
@@ -96,7 +115,11 @@ def _attend_in_blocks(
 
 
 def attend_splash(
-    q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array, interpret: bool = False
+    q_bthc: jax.Array,
+    k_bthc: jax.Array,
+    v_bthc: jax.Array,
+    segments_bt: jax.Array | None = None,
+    interpret: bool = False,
 ) -> jax.Array:
     """The splash kernel of JAX's Pallas library, each device on its own rows and heads.
 
@@ -106,16 +129,20 @@ def attend_splash(
     mesh = jax.sharding.get_abstract_mesh()
     heads = n_head // mesh.shape["tensor"]
 
-    def local(q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array) -> jax.Array:
+    def local(
+        q_bthc: jax.Array, k_bthc: jax.Array, v_bthc: jax.Array, segments_bt: jax.Array | None
+    ) -> jax.Array:
         mask = splash.MultiHeadMask([splash.CausalMask((n_ctx, n_ctx)) for _ in range(heads)])
         kernel = splash.make_splash_mha(
             mask=mask, head_shards=1, q_seq_shards=1, interpret=interpret
         )
         q_bhtc, k_bhtc, v_bhtc = (x.swapaxes(1, 2) for x in (q_bthc, k_bthc, v_bthc))
-        mixed_bhtc: Any = jax.vmap(kernel)(q_bhtc * d_head**-0.5, k_bhtc, v_bhtc)
+        segments = None if segments_bt is None else splash.SegmentIds(segments_bt, segments_bt)
+        mixed_bhtc: Any = jax.vmap(kernel)(q_bhtc * d_head**-0.5, k_bhtc, v_bhtc, segments)
         return mixed_bhtc.swapaxes(1, 2)
 
     spec = PartitionSpec("fsdp", None, "tensor", None)
+    rows = None if segments_bt is None else PartitionSpec("fsdp", None)
     return jax.shard_map(
-        local, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
-    )(q_bthc, k_bthc, v_bthc)
+        local, mesh=mesh, in_specs=(spec, spec, spec, rows), out_specs=spec, check_vma=False
+    )(q_bthc, k_bthc, v_bthc, segments_bt)

@@ -66,13 +66,18 @@ class Attention(nnx.Module):
         self.qkv = _normal(rngs, (d, heads, 3, d // heads), d**-0.5)
         self.out = _normal(rngs, (heads, d // heads, d), (2 * config.n_layer * d) ** -0.5)
 
-    def __call__(self, x_btd: jax.Array, probe_b: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x_btd: jax.Array,
+        segments_bt: jax.Array | None = None,
+        probe_b: jax.Array | None = None,
+    ) -> jax.Array:
         d, heads, _, d_head = self.qkv.shape
         qkv_bthxc = linear(x_btd, self.qkv[...].reshape(d, 3 * d), probe_b).reshape(
             *x_btd.shape[:2], heads, 3, d_head
         )
         q_bthc, k_bthc, v_bthc = jnp.unstack(qkv_bthxc, axis=3)
-        mixed_bthc = attend(q_bthc, k_bthc, v_bthc, self.implementation)
+        mixed_bthc = attend(q_bthc, k_bthc, v_bthc, self.implementation, segments_bt)
         return linear(mixed_bthc.reshape(x_btd.shape), self.out[...].reshape(d, d), probe_b)
 
 
@@ -101,10 +106,16 @@ class Block(nnx.Module):
         self.dropout = config.dropout
 
     def __call__(
-        self, x_btd: jax.Array, keys_b: jax.Array | None, probes: Mapping[str, jax.Array]
+        self,
+        x_btd: jax.Array,
+        segments_bt: jax.Array | None,
+        keys_b: jax.Array | None,
+        probes: Mapping[str, jax.Array],
     ) -> jax.Array:
         norms_b = probes.get("norms")
-        y_btd = self.attention(self.norm_attention(x_btd, norms_b), probes.get("attention"))
+        y_btd = self.attention(
+            self.norm_attention(x_btd, norms_b), segments_bt, probes.get("attention")
+        )
         x_btd = _by_rows(x_btd + self._drop(y_btd, keys_b, 0))
         y_btd = self.feed_forward(
             self.norm_feed_forward(x_btd, norms_b), probes.get("feed_forward")
@@ -122,12 +133,23 @@ class Transformer(nnx.Module):
     sqrt(2 n_layer); an untied head starts at zero, so that the first loss is ln(n_vocab). The
     parameters of the blocks are stacked along a leading axis of layers, whether they are scanned
     or not.
+
+    Where the config has a `document_mask`, `separator` is the token that ends a document. It is the
+    input that the next document's first token is predicted from, and belongs to that document.
+    Positions stay those of the row.
     """
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, engine: EngineConfig = _PLAIN):
+    def __init__(
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        engine: EngineConfig = _PLAIN,
+        separator: int | None = None,
+    ):
         d = config.d_model
         self.config = config
         self.engine = engine
+        self.separator = separator
 
         @nnx.split_rngs(splits=config.n_layer)
         @nnx.vmap
@@ -152,9 +174,10 @@ class Transformer(nnx.Module):
         `probes` maps some of `KINDS` to float32 zeros [b]. The gradient of a loss with respect to
         a probe is each row's squared norm, in that kind, of what the row adds to the gradient of
         the parameters (see `per_sequence`). A tied model has nothing of the kind `head`.
-        Raises `ValueError` for a probe of another name.
+        Raises `ValueError` for a probe of another name, and without the separator of a mask.
         """
         probes = _checked(probes or {})
+        segments_bt = self._segments(tokens_bt)
         tables_b, tied, zeros_btd = probes.get("embedding"), self.config.tied_embeddings, None
         x_btd = self.embedding[...][tokens_bt] + self.position[None, : tokens_bt.shape[1]]
         if tables_b is not None and tied:
@@ -165,22 +188,35 @@ class Transformer(nnx.Module):
         keys_b = dropout_keys_b if self.config.dropout else None
         if keys_b is not None:
             x_btd = dropout(x_btd, self.config.dropout, keys_b, 0)
-        x_btd = self.norm(self._through_blocks(x_btd, keys_b, probes), probes.get("norms"))
+        x_btd = self._through_blocks(x_btd, segments_bt, keys_b, probes)
+        x_btd = self.norm(x_btd, probes.get("norms"))
         if tied and tables_b is not None:
             return tied_head(x_btd, self.embedding[...].T, tokens_bt, zeros_btd, tables_b)
         if tied:
             return linear(x_btd, self.embedding[...].T)
         return linear(x_btd, self.head[...], probes.get("head"))
 
+    def _segments(self, tokens_bt: jax.Array) -> jax.Array | None:
+        """Documents of a row, counted from its first: int32 [b, t]; None where nothing hides."""
+        if not self.config.document_mask:
+            return None
+        if self.separator is None:
+            raise ValueError("a document mask needs the id of the separator")
+        return jnp.cumsum((tokens_bt == self.separator).astype(jnp.int32), axis=1)
+
     def _through_blocks(
-        self, x_btd: jax.Array, keys_b: jax.Array | None, probes: Mapping[str, jax.Array]
+        self,
+        x_btd: jax.Array,
+        segments_bt: jax.Array | None,
+        keys_b: jax.Array | None,
+        probes: Mapping[str, jax.Array],
     ) -> jax.Array:
         graph, params_l = nnx.split(self.blocks)
 
         def layer(x_btd: jax.Array, index_params: tuple[Any, Any]) -> tuple[jax.Array, None]:
             index, params = index_params
             layer_keys_b = None if keys_b is None else _fold_in(keys_b, index + 1)
-            return nnx.merge(graph, params)(x_btd, layer_keys_b, probes), None
+            return nnx.merge(graph, params)(x_btd, segments_bt, layer_keys_b, probes), None
 
         if self.engine.remat != "none":
             layer = jax.checkpoint(layer, policy=_SAVED[self.engine.remat])

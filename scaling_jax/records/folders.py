@@ -11,19 +11,25 @@ import polars as pl
 from etils import epath
 
 from scaling_jax.errors import RequestError
+from scaling_jax.records.evaluated import with_best, with_other_corpora
 from scaling_jax.records.files import AbsentFile, is_local, read_record
 from scaling_jax.records.locks import is_locked
 from scaling_jax.records.measured import MEASURED
-from scaling_jax.records.schema import CURVE_COLUMNS, NOISE_COLUMNS, RUN_COLUMNS, SIDE_TABLES
+from scaling_jax.records.schema import (
+    CURVE_COLUMNS,
+    NOISE_COLUMNS,
+    RUN_COLUMNS,
+    SIDE_KEYS,
+    SIDE_TABLES,
+)
 from scaling_jax.records.segments import DamagedSegment, Segment, segments
 from scaling_jax.records.status import standing
-from scaling_jax.records.superseded import of_kept_windows, one_row_a_step
+from scaling_jax.records.superseded import WINDOW, of_kept_windows, one_row_a_step
 from scaling_jax.records.tables import read_parquet, typed
 
 _TABLES = {"curve": CURVE_COLUMNS, MEASURED: NOISE_COLUMNS} | SIDE_TABLES
 _TRIES = 5  # a writer may compact an attempt while it is read
 _AT_ONCE = 16  # objects asked for together of a bucket
-_ROW = ["run_id", "attempt", "step_start", "step"]
 _MEASURE = ["run_id", "step", "metric"]
 _T = TypeVar("_T")
 
@@ -61,20 +67,22 @@ def read_folder(folder: epath.Path) -> Frames:
         raise RequestError(f"{source} declares no run.")
     # Asked before the statuses are read: a run that ends in between is then read as it ended.
     held, now = is_locked(out), time.time()
-    runs = _each(lambda run_id: _read_run(out / run_id, held, now), declared, is_local(out))
-    rows = [run.row | own for run, own in zip(runs, declared.values(), strict=True)]
+    read = _each(lambda run_id: _read_run(out / run_id, held, now), declared, is_local(out))
+    rows = [run.row | own for run, own in zip(read, declared.values(), strict=True)]
     frame = pl.from_dicts(rows, infer_schema_length=None, strict=False)
     tables = {}
     for name, columns in _TABLES.items():
         empty = typed(pl.DataFrame(), columns, source)
-        parts = [part.select(empty.columns) for run in runs for part in run.tables[name]]
+        parts = [part.select(empty.columns) for run in read for part in run.tables[name]]
         tables[name] = pl.concat([empty, *parts])
-    curves = one_row_a_step(tables.pop("curve").unique(_ROW, keep="last", maintain_order=True))
+    curves = one_row_a_step(tables.pop("curve").unique(WINDOW, keep="last", maintain_order=True))
     # Two files of a step are there where a command was killed before it removed the older.
     measured = tables.pop(MEASURED).unique(_MEASURE, keep="last", maintain_order=True)
-    sides = {name: of_kept_windows(side, curves) for name, side in tables.items()}
+    sides = {name: of_kept_windows(tables[name], SIDE_KEYS[name], curves) for name in SIDE_TABLES}
     sides["noise"] = pl.concat([sides["noise"], measured])
-    return Frames(typed(frame, RUN_COLUMNS, source).select(RUN_COLUMNS.keys()), curves, sides)
+    curves = with_other_corpora(curves, sides["evaluations"])
+    runs = typed(frame, RUN_COLUMNS, source).select(RUN_COLUMNS.keys())
+    return Frames(with_best(runs, curves), curves, sides)
 
 
 def _each(read: Callable[[str], _T], run_ids: Iterable[str], local: bool) -> list[_T]:

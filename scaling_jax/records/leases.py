@@ -23,6 +23,16 @@ _SETTLE_S = 2.0  # of two who take a lease at once, the later finds its own
 _RECENT_S = 300.0  # clocks of two machines may differ
 
 
+class FolderBusy(RequestError):
+    """Another process writes in a folder; `holder` says which."""
+
+    def __init__(self, folder: epath.Path, holder: str) -> None:
+        self.holder = holder
+        super().__init__(
+            f"Another process writes in {folder} ({holder}). Wait for it, or choose another --out."
+        )
+
+
 class Lease:
     """Held by a process that renews it every 15 s; another takes it over after 60 s of silence.
 
@@ -39,10 +49,10 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name=f"lease {path}", daemon=True)
 
     def take(self) -> None:
-        """Raises `RequestError` where another process holds it, saying which."""
+        """Raises `FolderBusy` where another process holds it."""
         found = _read(self._path)
         if found is not None and self._is_renewed(found):
-            raise RequestError(_busy(self._path, found))
+            raise FolderBusy(self._path.parent, _name(found))
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self._own = {
             "holder": secrets.token_hex(8),
@@ -55,7 +65,7 @@ class Lease:
         time.sleep(_SETTLE_S)
         found = _read(self._path)
         if found is None or found["holder"] != self._own["holder"]:
-            raise RequestError(_busy(self._path, found or self._own))
+            raise FolderBusy(self._path.parent, _name(found or self._own))
         self._thread.start()
 
     def leave(self) -> None:
@@ -123,10 +133,3 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
 
 def _name(found: dict[str, Any]) -> str:
     return f"pid {found['pid']} on {found['host']}, since {found['since']}"
-
-
-def _busy(path: epath.Path, found: dict[str, Any]) -> str:
-    return (
-        f"Another process writes in {path.parent} ({_name(found)}). "
-        "Wait for it, or choose another --out."
-    )

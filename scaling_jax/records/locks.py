@@ -11,9 +11,8 @@ from types import TracebackType
 
 from etils import epath
 
-from scaling_jax.errors import RequestError
 from scaling_jax.records.files import is_local, refusals
-from scaling_jax.records.leases import Lease, is_leased
+from scaling_jax.records.leases import FolderBusy, Lease, is_leased
 
 LOCK_NAME = ".lock"
 _PATIENCE_S = 0.5  # `is_locked` holds the lock for an instant; a writer waits that out
@@ -32,7 +31,7 @@ class FolderLock:
         self._lease: Lease | None = None
 
     def __enter__(self) -> FolderLock:
-        """Raises `RequestError` where another process holds the folder, saying which."""
+        """Raises `FolderBusy` where another process holds the folder."""
         path = self.folder / LOCK_NAME
         if is_local(self.folder):
             self._fd = _hold(path)
@@ -74,10 +73,7 @@ def _hold(path: epath.Path) -> int:
         with refusals(path):
             held = _take(fd)
         if not held:
-            raise RequestError(
-                f"Another process writes in {path.parent} ({_holder(fd)}). "
-                "Wait for it, or choose another --out."
-            )
+            raise FolderBusy(path.parent, _holder(fd))
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         with refusals(path):
             os.ftruncate(fd, 0)

@@ -3,8 +3,8 @@
 A *run* is one row of `runs`. A *window* is one row of `curves`: means over the updates
 `step_start + 1 .. step`, and an evaluation after `step` updates where `val_loss` is not null.
 A *side table* holds what a window has many of, in long format: `noise` one row a window, source,
-metric and part. `step`, `tokens` and `flops` count from 0 at initialisation; losses are nats a
-token.
+metric and part, `evaluations` one a corpus, `positions` one a position of the context. `step`,
+`tokens` and `flops` count from 0 at initialisation; losses are nats a token.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ UNDER_WAY = ("running", "stale", "interrupted")
 
 # Parts of a run's config that say where and how it is computed, and not what it is.
 PLACEMENT = frozenset({"mesh", "engine", "checkpoint"})
+# Parts of its data's config that the fingerprint of the corpus stands for.
+READ_FROM = ("source", "text_field", "tokenizer", "split_on")
 
 RUN_COLUMNS: dict[str, type] = {
     "run_id": str,
@@ -46,6 +48,7 @@ RUN_COLUMNS: dict[str, type] = {
     "activation": str,
     "tied_embeddings": bool,
     "dropout": float,
+    "document_mask": bool,  # no token attends to what stands before its own document
     "params_non_embedding": int,  # Kaplan eq. 2.1: the matrices of the blocks
     "params_embedding": int,  # token and position tables
     "params_head": int,  # 0 where tied
@@ -57,13 +60,19 @@ RUN_COLUMNS: dict[str, type] = {
     "flops_per_token_embedding": int,  # forward, Kaplan Table 1; lookups, no matmul
     "data_source": str,
     "data_fingerprint": str,
+    "data_order": str,  # random, epochs, or documents
+    "tokenizer": str,  # its kind and the corpus's vocabulary, the separator among it
     "unique_tokens": int,  # tokens of the training split that the run draws from
+    "subset_seed": int,  # draws which, where these are not all
+    "evaluation_corpora": str,  # names with commas, beside the splits; null: none
     "bigram_nats": float,  # validation loss of a bigram model of the training split
     "batch_tokens": int,  # at first, where the batch changes: the curve has it row by row
     "batch_sequences": int,  # likewise
     "microbatches": int,  # likewise
     "batch_policy": str,  # fixed, or how the batch changes
     "steps": int,
+    "parent": str,  # run_id of the run that this one branches from; null for most
+    "branch_step": int,  # the step that it begins at then, its first in the curve
     "optimizer": str,
     "lr_peak": float,
     "beta1": float,
@@ -85,6 +94,9 @@ RUN_COLUMNS: dict[str, type] = {
     "failures": int,  # of these, the ones that failed
     "heartbeat": float,  # when its process last wrote, seconds since 1970
     "message": str,  # why it ended, where it is not done
+    "best_step": int,  # of the lowest validation loss, where these three are read off
+    "best_val_loss": float,
+    "best_test_loss": float,  # an early-stopped result: not chosen by itself
 }
 
 CURVE_COLUMNS: dict[str, type] = {
@@ -93,13 +105,13 @@ CURVE_COLUMNS: dict[str, type] = {
     "step_start": int,
     "step": int,
     "tokens": int,  # seen after `step` updates
-    "epochs": float,  # tokens / unique_tokens
+    "epochs": float,  # tokens / unique_tokens; in an order, windows / windows of an epoch
     "lr": float,  # mean over the window
     "lr_sum": float,  # sum over all updates up to `step`
     "batch_tokens": int,
     "train_loss": float,  # mean over the window
     "val_loss": float,
-    "val_loss_se": float,  # clustered by document
+    "val_loss_se": float,  # clustered by document; so of each other corpus, loss_test for one
     "grad_sq_small": float,  # mean over the window of the mean over groups of |g_k|^2
     "grad_sq_big": float,  # mean over the window of |mean_k g_k|^2
     "grad_sq_small_sq": float,  # mean over the window of the square of a step's grad_sq_small
@@ -135,5 +147,43 @@ NOISE_COLUMNS: dict[str, type] = {
     "batch_big": int,  # tokens a batch
 }
 
+VALIDATION, TEST = "validation", "test"
+
+EVALUATION_COLUMNS: dict[str, type] = {
+    "run_id": str,
+    "attempt": int,
+    "step_start": int,
+    "step": int,
+    "corpus": str,  # VALIDATION, TEST, or the name of a further one
+    "loss": float,  # mean over its tokens, of whatever document
+    "loss_se": float,  # clustered by document
+    "tokens": int,  # targets that the mean is over
+    "bits_per_byte": float,  # null where it is not known of how many bytes a token is
+}
+
+POSITION_COLUMNS: dict[str, type] = {
+    "run_id": str,
+    "attempt": int,
+    "step_start": int,
+    "step": int,
+    "corpus": str,  # VALIDATION
+    "position_start": int,  # the row is a mean over the targets from here ...
+    "position": int,  # ... to here: target T is predicted from T tokens of context
+    "loss": float,  # averages, weighted by `tokens`, to that of `evaluations`
+    "tokens": int,
+}
+
 # A window's rows of a side table lie in its row of the curve, under the name of the table.
-SIDE_TABLES: dict[str, dict[str, type]] = {"noise": NOISE_COLUMNS}
+SIDE_TABLES: dict[str, dict[str, type]] = {
+    "noise": NOISE_COLUMNS,
+    "evaluations": EVALUATION_COLUMNS,
+    "positions": POSITION_COLUMNS,
+}
+# A window with a validation loss has rows in each of these.
+OF_EVALUATIONS = ("evaluations", "positions")
+# What tells the rows of a window apart.
+SIDE_KEYS: dict[str, tuple[str, ...]] = {
+    "noise": ("source", "metric", "part"),
+    "evaluations": ("corpus",),
+    "positions": ("corpus", "position"),
+}

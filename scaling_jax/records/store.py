@@ -25,7 +25,8 @@ class Records:
 
     Columns, types and units are those of `records.schema`; a table's further columns are kept in
     `curves`, and in `runs` too where each run has one value. `sides` holds the side tables by
-    name, those that the source has.
+    name, those that the source has. Losses of other corpora are columns of `curves`, loss_<corpus>
+    and loss_<corpus>_se.
     """
 
     runs: pl.DataFrame
@@ -38,6 +39,16 @@ class Records:
     def noise(self) -> pl.DataFrame:
         """The side table of NOISE_COLUMNS, without a row where the source has none."""
         return self._side("noise")
+
+    @property
+    def evaluations(self) -> pl.DataFrame:
+        """The side table of EVALUATION_COLUMNS, likewise."""
+        return self._side("evaluations")
+
+    @property
+    def positions(self) -> pl.DataFrame:
+        """The side table of POSITION_COLUMNS, likewise."""
+        return self._side("positions")
 
     def _side(self, name: str) -> pl.DataFrame:
         found = self.sides.get(name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import polars as pl
 
+WINDOW = ["run_id", "attempt", "step_start", "step"]
 _NEXT = "where the next attempt begins"
 
 
@@ -24,10 +27,8 @@ def one_row_a_step(curves: pl.DataFrame) -> pl.DataFrame:
     return kept.filter(pl.col("step").is_null() | latest).drop(_NEXT)
 
 
-def of_kept_windows(side: pl.DataFrame, curves: pl.DataFrame) -> pl.DataFrame:
-    """The rows of a side table whose windows are among `curves`, once each."""
-    window = ["run_id", "attempt", "step_start", "step"]
-    words = [name for name, dtype in side.schema.items() if dtype == pl.String]
-    return side.unique([*window, *words], keep="last", maintain_order=True).join(
-        curves.select(window), on=window, how="semi", maintain_order="left"
+def of_kept_windows(side: pl.DataFrame, keys: Iterable[str], curves: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a side table whose windows are among `curves`, one for each of `keys`."""
+    return side.unique([*WINDOW, *keys], keep="last", maintain_order=True).join(
+        curves.select(WINDOW), on=WINDOW, how="semi", maintain_order="left"
     )

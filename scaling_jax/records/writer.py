@@ -32,12 +32,18 @@ from scaling_jax.records.files import (
     remove_leftovers,
     write_record,
 )
-from scaling_jax.records.schema import CURVE_COLUMNS, ENDINGS, PLACEMENT, SIDE_TABLES
+from scaling_jax.records.schema import CURVE_COLUMNS, ENDINGS, PLACEMENT, READ_FROM, SIDE_TABLES
 from scaling_jax.records.segments import SegmentWriter, segments
 
 _TABLES = {"curve": CURVE_COLUMNS} | SIDE_TABLES
 _OF_THE_WINDOW = ("run_id", "attempt", "step_start", "step")
-_PLACED = tuple(f"config.{part}." for part in PLACEMENT)
+# One run may be computed elsewhere, and read the same corpora from elsewhere.
+_MAY_DIFFER = (
+    *(f"config.{part}." for part in PLACEMENT),
+    *(f"config.data.{part}" for part in READ_FROM),
+    "config.evaluation.corpora.",
+    "row.data_source",
+)
 
 
 class RunWriter:
@@ -74,7 +80,8 @@ class RunWriter:
         after that row's `step_start`, where the window was opened that the checkpoint found open.
 
         A damaged segment of earlier attempts is set aside. Raises `RequestError` where the folder
-        holds another run, naming what differs: only where and how a run is computed may.
+        holds another run, naming what differs: only where and how a run is computed may, and from
+        where it reads its corpora.
         """
         self._check_same({"run_id": self.run_id, **config_doc})
         before = self._clear_up()
@@ -84,14 +91,15 @@ class RunWriter:
             for name, columns in _TABLES.items()
         }
         self._step, self._finished, self._go_on_from = -1, False, None
+        begin = _first_step(config_doc)
         if resumed_at is not None:
-            self._go_on_from = recorded_until(self._out, self.run_id)
+            self._go_on_from = max(recorded_until(self._out, self.run_id, begin), begin)
         self._status = {
             "run_id": self.run_id,
             "status": "running",
             "attempt": self._attempt,
             "resumed_at": resumed_at,
-            "step": resumed_at or 0,
+            "step": resumed_at or begin,
             "steps": operator.index(steps),
             "message": "",
             "failures": before.get("failures", []),
@@ -179,7 +187,7 @@ class RunWriter:
         changed = [
             name
             for name in sorted(old.keys() | new.keys())
-            if not name.startswith(_PLACED) and not _equal(old.get(name), new.get(name))
+            if not name.startswith(_MAY_DIFFER) and not _equal(old.get(name), new.get(name))
         ]
         if changed:
             raise RequestError(
@@ -200,9 +208,9 @@ class RunWriter:
         return max(found, default=before.get("attempt", 0))
 
     def _require_no_hole(self, start: int) -> None:
-        if self._go_on_from is not None and start > max(self._go_on_from, 0):
+        if self._go_on_from is not None and start > self._go_on_from:
             raise WorkError(
-                f"{self._folder} holds no whole rows of steps {max(self._go_on_from, 0)} to "
+                f"{self._folder} holds no whole rows of steps {self._go_on_from} to "
                 f"{start}, before the checkpoint that the run goes on from; remove the folder to "
                 "train the run anew."
             )
@@ -239,6 +247,11 @@ def write_study(
             read_record(path)
     doc = {"study": study, "description": description, "laws": laws, "runs": runs}
     write_record(path, doc)
+
+
+def _first_step(config_doc: dict[str, Any]) -> int:
+    branch = config_doc["config"].get("branch")
+    return branch["step"] if branch else 0
 
 
 def _fields(doc: dict[str, Any], prefix: str = "") -> dict[str, Any]:

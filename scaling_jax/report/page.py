@@ -10,6 +10,7 @@ import jinja2
 import polars as pl
 from etils import epath
 
+from scaling_jax.laws.corpora import corpus_name
 from scaling_jax.laws.describe_noise import describe_noise_law
 from scaling_jax.laws.forms import find_law
 from scaling_jax.laws.noise_scale import short_number
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from scaling_jax.laws.noise_report import NoiseReport
     from scaling_jax.laws.result import Fit
     from scaling_jax.records.store import Records
+    from scaling_jax.report.beside import Beside
 
 _ORDER = ("params_non_embedding", "name", "step")
 
@@ -31,17 +33,18 @@ def write_report(
     refusal: str | None,
     noise: NoiseReport | None,
     folder: str | os.PathLike[str],
+    beside: Beside | None = None,
 ) -> epath.Path:
     """Write `folder/index.html` and `folder/figures/*.svg, *.png`; returns the page's path.
 
-    `fit` is None where the fit was refused, and `refusal` says why; `noise` is None where
-    no noise moments were recorded. The page holds its figures
-    and its style, asks for no script and makes no request.
+    `fit` is None where the fit was refused, and `refusal` says why; `noise` is None where no noise
+    moments were recorded, `beside` has losses by position and on other corpora. The page holds its
+    figures and its style, asks for no script and makes no request.
     """
     target = epath.Path(folder)
     (target / "figures").mkdir(parents=True, exist_ok=True)
     drawn = []
-    pictures, not_drawn = pictures_of(records, fit, noise)
+    pictures, not_drawn = pictures_of(records, fit, noise, beside)
     for picture in pictures:
         svg = figures.render(picture.figure, "svg")
         write_atomic(target / "figures" / f"{picture.stem}.svg", svg)
@@ -69,6 +72,11 @@ def write_report(
             noise=[] if noise is None else noise.main.sort(_ORDER, nulls_last=True).to_dicts(),
             noise_said=[] if noise is None else describe_noise_law(noise.law),
             noise_ratios=[] if noise is None else noise.ratios,
+            positions=None if beside is None else beside.positions,
+            transfer=None if beside is None else beside.transfer,
+            trained_on=""
+            if beside is None or beside.transfer is None
+            else corpus_name(beside.transfer.column),
         )
     )
     path = target / "index.html"

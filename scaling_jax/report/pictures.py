@@ -15,12 +15,14 @@ from scaling_jax.laws.columns import flat_table
 from scaling_jax.laws.curves import Grid, curves_at, lower_envelope, sample_efficiency
 from scaling_jax.report import figures
 from scaling_jax.report.figures.style import LONGEST
+from scaling_jax.report.pictures_beside import pictures_beside
 
 if TYPE_CHECKING:
     from scaling_jax.laws.critical_batch import Ladder
     from scaling_jax.laws.noise_report import NoiseReport
     from scaling_jax.laws.result import Fit
     from scaling_jax.records.store import Records
+    from scaling_jax.report.beside import Beside
 
 _NUMBERS = ("N", "S", "D", "C", "B", "loss")
 _LEVELS = 7  # of loss, to which steps and tokens are counted
@@ -42,11 +44,15 @@ Drawn = tuple[str, Figure]
 
 
 def pictures_of(
-    records: Records, fit: Fit | None, noise: NoiseReport | None
+    records: Records,
+    fit: Fit | None,
+    noise: NoiseReport | None,
+    beside: Beside | None = None,
 ) -> tuple[list[Picture], list[str]]:
     """The pictures in the order of the page, and a sentence on each that could not be drawn.
 
-    `fit` is None where the law was refused, `noise` None where no moments were recorded. A study
+    `fit` is None where the law was refused, `noise` None where no moments were recorded; `beside`
+    has the losses by position and on other corpora, None of it where nothing was recorded. A study
     without a curve of known size has no pictures of curves, and nothing is said of them.
     """
     sized = records.runs.filter(pl.col("params_non_embedding") > 0)["run_id"]
@@ -89,6 +95,8 @@ def pictures_of(
             ("noise_against_loss", "Gradient noise scale", lambda: _noise_picture(noise, colours))
         )
         attempts += _of_noise(records, noise)
+    if beside is not None:
+        attempts += pictures_beside(beside, colours)
     pictures, not_drawn = [], []
     for stem, title, draw in attempts:
         try:

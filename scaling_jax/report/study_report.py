@@ -1,4 +1,4 @@
-"""The report of a study: the fit, or why there is none, and the noise scale, on one page."""
+"""The report of a study: the fit or why there is none, and what else was measured, on one page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from etils import epath
 from scaling_jax import laws
 from scaling_jax.errors import WorkError
 from scaling_jax.records.store import Records
+from scaling_jax.report.beside import measure_beside
 from scaling_jax.report.page import write_report
 
 
@@ -23,9 +24,10 @@ class StudyReport:
 
 
 def write_study_report(records: Records, folder: str | os.PathLike[str]) -> StudyReport:
-    """Fit L(N, S), measure the noise scale and write the page of both.
+    """Fit L(N, S), measure noise scale, loss by position and transfer, and write their page.
 
-    A refused fit and a study without noise moments are said on the page.
+    A refused fit and a study without noise moments are said on the page; positions and other
+    corpora have a place on it where they were recorded.
     """
     fit, refusal, noise = None, None, None
     try:
@@ -36,4 +38,5 @@ def write_study_report(records: Records, folder: str | os.PathLike[str]) -> Stud
         noise = laws.measure_noise(records)
     except WorkError:
         noise = None
-    return StudyReport(write_report(records, fit, refusal, noise, folder), fit, refusal)
+    beside = measure_beside(records)
+    return StudyReport(write_report(records, fit, refusal, noise, folder, beside), fit, refusal)

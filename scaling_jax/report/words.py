@@ -36,6 +36,7 @@ class _Label(NamedTuple):
 _INPUTS = ("N", "D", "U", "C", "S", "B", "L")
 _LAMPS = {
     "complete_rows": _Label("Rows without their numbers", "at most"),
+    "stopped": _Label("Runs whose loss was still falling at the end", "at most"),
     "lr_bracketed": _Label("Best learning rate between worse ones", "at least"),
     "batch_vs_noise": _Label("Noise scale over batch", "at most"),
     "epochs": _Label("Epochs over the data", "at most"),

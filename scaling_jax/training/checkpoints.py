@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,8 @@ class Restored(NamedTuple):
     lanes: list[dict[str, Any]]
     own: bool
     """Whether it is one checkpoint, of this very cohort."""
+    begins: list[bool]
+    """Of each lane whether its run begins here, from the state of another run."""
 
 
 class Unusable(Exception):
@@ -99,35 +102,41 @@ class Shelf:
         step: int,
         abstract: TrainState,
         recorded: Mapping[str, int],
+        origins: Mapping[str, str] = MappingProxyType({}),
     ) -> Restored | None:
         """The cohort of `runs` after `step` updates, laid as `abstract`; None if it cannot be had.
 
         `runs` are the identities of the lanes by run_id, and `recorded` tells of some of them up to
         which step their rows are on the disk: a checkpoint without the rows before it is not used.
-        After None, ask for `newest` again. Raises `RequestError` for a checkpoint of another config
-        or format.
+        `origins` are the runs that begin here, each with the run that it branches from. After None,
+        ask for `newest` again. Raises `RequestError` for a checkpoint of another config or format,
+        and `WorkError` for a branch from a run that had ended before.
         """
         own = cohort_folder(self._out, list(runs))
-        places = self.places(runs)
+        held_as = {run_id: origins.get(run_id, run_id) for run_id in runs}
+        places = self.places(held_as.values())
         sources = {
-            run_id: own if own in places[run_id][step] else places[run_id][step][0]
-            for run_id in runs
+            run_id: own if own in places[held][step] else places[held][step][0]
+            for run_id, held in held_as.items()
         }
         try:
             saved = {folder: self._describe(folder, step) for folder in sources.values()}
             lanes = [
-                _lane(folder, saved[folder], run_id, runs[run_id], recorded.get(run_id))
+                _origin(folder, saved[folder], origins[run_id])
+                if run_id in origins
+                else _lane(folder, saved[folder], run_id, runs[run_id], recorded.get(run_id))
                 for run_id, folder in sources.items()
             ]
-            is_own = list(saved) == [own]
+            is_own = list(saved) == [own] and not origins
             if is_own:
                 state = unflatten(abstract, _load(own, saved[own], flatten(abstract)))
             else:
-                state = _assemble(sources, saved, abstract)
+                places_in = [(folder, held_as[run_id]) for run_id, folder in sources.items()]
+                state = _assemble(places_in, saved, abstract)
         except Unusable as error:
             self._pass_over(error)
             return None
-        return Restored(step, state, lanes, is_own)
+        return Restored(step, state, lanes, is_own, [run_id in origins for run_id in runs])
 
     def of_run(self, run_id: str) -> list[tuple[epath.Path, Saved]]:
         """The checkpoints that hold a run, by what they say of themselves; the newest first."""
@@ -229,8 +238,21 @@ def _lane(
     return lane
 
 
+def _origin(folder: epath.Path, saved: Saved, parent: str) -> dict[str, Any]:
+    """What the host knew of the run that another one branches from."""
+    lane = saved.lanes[list(saved.runs).index(parent)]
+    if lane["diverged"] or lane["recorder"]["step"] != saved.step:
+        raise WorkError(
+            f"run {parent} had ended at step {lane['recorder']['step']}, before step {saved.step} "
+            "that another branches from"
+        )
+    return lane
+
+
 def _assemble(
-    sources: Mapping[str, epath.Path], saved: Mapping[epath.Path, Saved], abstract: TrainState
+    places: Sequence[tuple[epath.Path, str]],
+    saved: Mapping[epath.Path, Saved],
+    abstract: TrainState,
 ) -> TrainState:
     """Lanes of several cohorts, or another choice of one's, stacked anew through the host."""
     like = flatten(abstract)
@@ -242,10 +264,7 @@ def _assemble(
             for name, leaf in like.items()
         }
         stacks[folder] = jax.device_get(_load(folder, said, stack))
-    lanes = [
-        (stacks[folder], list(saved[folder].runs).index(run_id))
-        for run_id, folder in sources.items()
-    ]
+    lanes = [(stacks[folder], list(saved[folder].runs).index(run_id)) for folder, run_id in places]
     leaves = {
         name: lay(np.stack([stack[name][i] for stack, i in lanes]), leaf.sharding)
         for name, leaf in like.items()

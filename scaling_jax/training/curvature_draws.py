@@ -13,6 +13,8 @@ import numpy as np
 from scaling_jax.config import EngineConfig, MeshConfig, RunConfig
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.data.sampler import host_windows
+from scaling_jax.data.tokens import gather_rows
+from scaling_jax.data.training_set import training_set
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.training.curvature import (
     CurvatureMoments,
@@ -72,7 +74,8 @@ class CurvatureProgram:
     def __init__(self, config: RunConfig, corpus: Corpus, draws: Draws) -> None:
         draws.check()
         self._config = config.model_copy(update={"compute_dtype": "float32"})
-        self._tokens = corpus.train.tokens
+        self._tokens = training_set([config], corpus).tokens
+        self._separator = corpus.separator
         self._draws = draws
         each = draws.sequences // draws.groups
         shards = gcd(jax.device_count(), each, draws.hessian_sequences)
@@ -87,9 +90,9 @@ class CurvatureProgram:
     def measure(self, params: Any, step: int) -> list[dict[str, Any]]:
         """The moments at the parameters after `step` updates, as `write_measured` takes them.
 
-        One row a metric. The rows of a draw come from the training tokens that the run draws from,
-        by a seed derived from the run's data seed and `step`. Raises `WorkError` where a form is
-        not finite.
+        One row a metric. The rows of a draw are random windows of the tokens that the run draws
+        from, whatever its order, by a seed derived from its data seed and `step`. Raises
+        `WorkError` where a form is not finite.
         """
         params = jax.device_put(params, replicated(self._mesh))
         drawn = [self._draw(params, step, i) for i in range(self._draws.draws)]
@@ -127,8 +130,8 @@ class CurvatureProgram:
     def _draw(self, params: Any, step: int, draw: int) -> CurvatureMoments:
         config, draws = self._config, self._draws
         rows = draws.sequences + draws.hessian_sequences
-        offsets = np.arange(config.model.n_ctx + 1)
-        window_bt = self._tokens[self.starts(step, draw)[:, None] + offsets].astype(np.int32)
+        width = config.model.n_ctx + 1
+        window_bt = gather_rows(self._tokens, self.starts(step, draw), width).astype(np.int32)
         keys_b = None
         if config.model.dropout:
             keys_b = dropout_keys(jnp.uint32(_apart(config.seed, step)), jnp.uint32(draw), rows)
@@ -136,15 +139,16 @@ class CurvatureProgram:
         cut = [jax.tree.map(partial(_cut, cut, part), (window_bt, keys_b)) for cut, part in parts]
         with jax.set_mesh(self._mesh), jax.default_matmul_precision("highest"):
             if self._compiled is None:
-                moments = _make_moments(config, self._mesh.devices.flat[0].platform)
+                platform = self._mesh.devices.flat[0].platform
+                moments = _make_moments(config, platform, self._separator)
                 self._compiled = jax.jit(moments).lower(params, *cut).compile()
             return jax.device_get(self._compiled(params, *cut))
 
 
-def _make_moments(config: RunConfig, platform: str) -> Any:
+def _make_moments(config: RunConfig, platform: str, separator: int) -> Any:
     # Attention that is differentiable forwards, twice.
     layers = "scan" if config.model.n_layer >= SCAN_FROM.get(platform, 8) else "unrolled"
-    model = make_model(config, EngineConfig(attention="blocks", layers=layers))
+    model = make_model(config, EngineConfig(attention="blocks", layers=layers), separator)
 
     def predict(params: Any, rows: tuple[jax.Array, Any]) -> tuple[jax.Array, jax.Array]:
         window_bt, keys_b = rows

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import jax
-import numpy as np
 
 from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.errors import RequestError
@@ -22,22 +21,24 @@ MOST_DEVICE_TOKENS = 2**31 - 1
 
 
 def resolve_engine(
-    config: RunConfig, tokens: np.ndarray, platform: str, memory: int
+    config: RunConfig, n_tokens: int, itemsize: int, platform: str, memory: int
 ) -> EngineConfig:
     """The engine of runs on devices of `platform` (`cpu`, `gpu`, `tpu`) with `memory` bytes each.
+
+    `n_tokens` of `itemsize` bytes are what the runs draw from.
 
     Raises `RequestError` for an attention that the platform lacks, and for a corpus that is asked
     to lie on the device and cannot be addressed there.
     """
     asked, model = config.engine, config.model
-    fits = tokens.size <= MOST_DEVICE_TOKENS
+    fits = n_tokens <= MOST_DEVICE_TOKENS
     if asked.feed == "device" and not fits:
         raise RequestError(
             f"engine.feed 'device' addresses {MOST_DEVICE_TOKENS:,} tokens at most, and the "
-            f"training split has {tokens.size:,}: leave it out, or set engine.feed=host"
+            f"training set has {n_tokens:,}: leave it out, or set engine.feed=host"
         )
     deep = model.n_layer >= SCAN_FROM.get(platform, 8)
-    feed = "device" if fits and tokens.nbytes <= TOKENS_SHARE * memory else "host"
+    feed = "device" if fits and n_tokens * itemsize <= TOKENS_SHARE * memory else "host"
     return asked.model_copy(
         update={
             "attention": choose_attention(
@@ -46,6 +47,7 @@ def resolve_engine(
                 config.compute_dtype,
                 model.n_ctx,
                 model.d_model // model.n_head,
+                model.document_mask,
             ),
             "layers": asked.layers or ("scan" if deep or asked.remat != "none" else "unrolled"),
             "feed": asked.feed or feed,

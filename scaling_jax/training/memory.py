@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from scaling_jax.config import EngineConfig, MeshConfig, RunConfig
 from scaling_jax.models.counts import counts
+from scaling_jax.training.evaluation import rows_at_once
 from scaling_jax.training.noise import cut_batch
 
 _F32 = 4
@@ -27,6 +28,8 @@ class Memory(NamedTuple):
     """Gradients by group, their sums, the updates, and what weighs their norms."""
     activations: int
     """What the forward pass keeps for the backward pass, logits included."""
+    evaluation: int
+    """What an evaluation needs beyond an update's gradients and activations, gone by then."""
     tokens: int
     """The corpus, or the batches of a chunk that the host sends."""
 
@@ -54,12 +57,27 @@ def estimate_memory(
     rows = config.batch.sequences / (cut.microbatches * shards * fsdp)
     copies = groups * (2 if cut.microbatches > 1 else 1) + (2 if shards > 1 else 0) + 1
     copies += config.noise.preconditioned  # Adam's metric
+    gradients = lanes * params * copies
+    activations = lanes * rows * _activations(config, engine, tensor)
+    evaluated = _evaluation(config, engine, shards * fsdp, lanes)
     return Memory(
         state=int(lanes * params * (1 + moments)),
-        gradients=int(lanes * params * copies),
-        activations=int(lanes * rows * _activations(config, engine, tensor)),
+        gradients=int(gradients),
+        activations=int(activations),
+        evaluation=int(max(0.0, evaluated - gradients - activations)),
         tokens=tokens_nbytes,
     )
+
+
+def _evaluation(config: RunConfig, engine: EngineConfig, shards: int, lanes: int) -> float:
+    """Bytes of one batch of an evaluation, going forward, and of the loss of every token."""
+    model, corpora = config.model, 2 + len(config.evaluation.corpora)
+    windows = corpora * ceil(config.evaluation.tokens / model.n_ctx)
+    rows = rows_at_once(config, windows, shards) / shards
+    width = model.n_vocab + 6 * model.d_model + model.d_ff
+    if engine.attention in ("xla", "blocks"):
+        width += 2 * model.n_head * model.n_ctx
+    return _F32 * lanes * model.n_ctx * (rows * width + windows)
 
 
 def _activations(config: RunConfig, engine: EngineConfig, tensor: int) -> float:

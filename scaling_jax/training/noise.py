@@ -9,7 +9,9 @@ and `tensor` lie inside a group.
 Single sequences are a source of their own where the model takes their norms in its backward pass,
 at whatever groups there are. Rows are drawn independently and with replacement from the tokens that
 a run may see, so that they are independent however few documents those hold, and the noise is that
-of these tokens. Dropout draws a mask a row, whose variance is part of the noise.
+of these tokens. Where a run goes through epochs, they are drawn without replacement: the noise of B
+of an epoch's m rows is smaller by (m - B)/(m - 1), and a row counts by the targets that it has.
+Dropout draws a mask a row, whose variance is part of the noise.
 """
 
 from __future__ import annotations

@@ -21,7 +21,15 @@ from jax.sharding import Mesh
 from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.data.feed import HostFeed
-from scaling_jax.data.sampler import require_room, windows
+from scaling_jax.data.training_set import TrainingSet, training_set
+from scaling_jax.training.batches import (
+    CHUNK_STEPS,
+    Resident,
+    abstract_fed,
+    make_fetch,
+    resident,
+    send,
+)
 from scaling_jax.training.engine import device_memory, resolve_engine
 from scaling_jax.training.evaluation import EvaluationSet, evaluation_set, make_evaluate
 from scaling_jax.training.mesh import mesh_config
@@ -29,7 +37,6 @@ from scaling_jax.training.noise import Cut, cut_batch
 from scaling_jax.training.sharding import (
     fed_sharding,
     lay,
-    lay_share,
     over_lanes,
     readable,
     replicated,
@@ -40,13 +47,10 @@ from scaling_jax.training.step import (
     Measured,
     Numbers,
     TrainState,
-    gather_windows,
     init_state,
     make_update,
     numbers_of,
 )
-
-CHUNK_STEPS = 128
 
 # The initial draw runs once and each of its shapes costs as much to optimise as many updates to
 # run: it is compiled the quick way.
@@ -68,20 +72,21 @@ class Program:
     mesh: Mesh
     engine: EngineConfig
     corpus: Corpus
+    source: TrainingSet
     evaluation: EvaluationSet
     compile_s: float
     memory: int
     """Bytes a device that the compiler reports for the chunk, the corpus included."""
-    _tokens: jax.Array | None
+    _resident: Resident | None
     _init: Any
     _chunk: Any
     _evaluate: Any
-    _evaluation_arrays: tuple[jax.Array, ...]
+    _evaluation_windows: jax.Array
     _of_batch: dict[int, Program]
 
     def place(self, configs: Sequence[RunConfig]) -> Numbers:
         """The numbers of the cohort's runs, stacked over lanes and laid on the mesh."""
-        return _stack_numbers(configs, self.corpus, self.mesh)
+        return _stack_numbers(configs, self.source, self.mesh)
 
     def init(self, numbers: Numbers) -> TrainState:
         """The stacked state at step 0."""
@@ -91,15 +96,14 @@ class Program:
         self, configs: Sequence[RunConfig], start: int, stop: int
     ) -> AbstractContextManager[HostFeed | None]:
         """What to hand to `chunk` from step `start` to `stop`: None where tokens are resident."""
-        if self._tokens is not None:
+        if self._resident is not None:
             return nullcontext()
-        tokens = self.corpus.train.tokens
+        n_tokens = len(self.source.tokens)
         return HostFeed(
-            tokens,
+            self.source,
             seeds=[config.data.seed for config in configs],
-            n_tokens=[config.unique_tokens(len(tokens)) for config in configs],
+            n_tokens=[config.unique_tokens(n_tokens) for config in configs],
             batch=configs[0].batch.sequences,
-            n_ctx=configs[0].model.n_ctx,
             start_step=start,
             stop_step=stop,
             own=share_of(fed_sharding(self.mesh), len(configs), configs[0].batch.sequences),
@@ -112,18 +116,16 @@ class Program:
 
         `state` is donated; `feed` stands at `step0`.
         """
-        source = self._tokens
-        if feed is not None:
-            rows = feed.take(n)
-            padded = np.zeros((CHUNK_STEPS, *rows.shape[1:]), rows.dtype)
-            padded[:n] = rows
-            laid, size = fed_sharding(self.mesh), (len(numbers.seed), self.sequences)
-            source = lay_share(padded, laid, share_of(laid, *size), *size)
+        source = (
+            self._resident
+            if feed is None
+            else send(feed.take(n), self.mesh, len(numbers.seed), self.sequences)
+        )
         return self._chunk(state, np.int32(step0), np.int32(n), numbers, source)
 
     def evaluate(self, state: TrainState) -> jax.Array:
-        """Validation loss summed by document, `[lanes, documents]`."""
-        return self._evaluate(state.params, *self._evaluation_arrays)
+        """The loss of each target of the evaluation set, nats: `[lanes, batches, rows, n_ctx]`."""
+        return self._evaluate(state.params, self._evaluation_windows)
 
     def at_batch(self, configs: Sequence[RunConfig]) -> Program:
         """The program of these runs at another batch, with its data; compiled once for a size.
@@ -136,7 +138,9 @@ class Program:
         if sequences not in self._of_batch:
             began = time.perf_counter()
             cut = cut_batch(configs[0], mesh_config(self.mesh))
-            chunk = _compile_chunk(configs, self.engine, cut, self.mesh, self.corpus, self._tokens)
+            chunk = _compile_chunk(
+                configs, self.engine, cut, self.mesh, self.source, self._resident
+            )
             self._of_batch[sequences] = replace(
                 self,
                 sequences=sequences,
@@ -165,37 +169,32 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
     config, sizes = configs[0], mesh_config(mesh)
     began = time.perf_counter()
     platform = mesh.devices.flat[0].platform
-    engine = resolve_engine(config, corpus.train.tokens, platform, device_memory())
+    source = training_set(configs, corpus)
+    n_tokens, itemsize = len(source.tokens), source.tokens.dtype.itemsize
+    engine = resolve_engine(config, n_tokens, itemsize, platform, device_memory())
     cut = cut_batch(config, sizes)
-    n_ctx = config.model.n_ctx
-    for each in configs:
-        require_room(each.unique_tokens(len(corpus.train.tokens)), n_ctx)
-    evaluation = evaluation_set(
-        corpus.validation, n_ctx, config.evaluation.tokens, (sizes.data or 1) * (sizes.fsdp or 1)
-    )
+    evaluation = evaluation_set(config, corpus, (sizes.data or 1) * (sizes.fsdp or 1))
     everywhere = replicated(mesh)
-    evaluation_arrays = lay(tuple(evaluation[:3]), everywhere)
-    tokens = None
-    if engine.feed == "device":
-        tokens = lay(np.asarray(corpus.train.tokens), everywhere)
-    chunk = _compile_chunk(configs, engine, cut, mesh, corpus, tokens)
-    numbers = _stack_numbers(configs, corpus, mesh)
+    evaluation_windows = lay(evaluation.window_nbt, everywhere)
+    held = resident(source, mesh) if engine.feed == "device" else None
+    chunk = _compile_chunk(configs, engine, cut, mesh, source, held)
+    numbers = _stack_numbers(configs, source, mesh)
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
         init = jax.vmap(lambda n: init_state(config, n), spmd_axis_name="lane")
         state = jax.eval_shape(init, numbers)
         laid_state = state_shardings(state, mesh)
         evaluate = jax.vmap(
-            make_evaluate(config, engine, len(evaluation.document_tokens)),
-            in_axes=(0, None, None, None),
+            make_evaluate(config, engine, corpus.separator),
+            in_axes=(0, None),
             spmd_axis_name="lane",
         )
         evaluate = (
             jax.jit(
                 evaluate,
-                in_shardings=(laid_state.params, everywhere, everywhere, everywhere),
+                in_shardings=(laid_state.params, everywhere),
                 out_shardings=readable(mesh),
             )
-            .lower(state.params, *evaluation_arrays)
+            .lower(state.params, evaluation_windows)
             .compile(compiler_options=_compiler_options(platform, mesh.size))
         )
         init = (
@@ -209,14 +208,15 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
         mesh=mesh,
         engine=engine,
         corpus=corpus,
+        source=source,
         evaluation=evaluation,
         compile_s=time.perf_counter() - began,
         memory=_compiled_bytes(chunk),
-        _tokens=tokens,
+        _resident=held,
         _init=init,
         _chunk=chunk,
         _evaluate=evaluate,
-        _evaluation_arrays=evaluation_arrays,
+        _evaluation_windows=evaluation_windows,
         _of_batch={},
     )
 
@@ -226,28 +226,26 @@ def _compile_chunk(
     engine: EngineConfig,
     cut: Cut,
     mesh: Mesh,
-    corpus: Corpus,
-    tokens: jax.Array | None,
+    source: TrainingSet,
+    held: Resident | None,
 ) -> Any:
-    """The chunk of runs of one shape, that takes its batches from `tokens` or from the host."""
+    """The chunk of runs of one shape, that takes its batches from `held` or from the host."""
     config, on_lanes, everywhere = configs[0], over_lanes(mesh), replicated(mesh)
-    source, laid = tokens, everywhere
-    if tokens is None:
-        shape = (CHUNK_STEPS, len(configs), config.batch.sequences, config.model.n_ctx + 1)
-        source = jax.ShapeDtypeStruct(shape, corpus.train.tokens.dtype)
-        laid = fed_sharding(mesh)
+    read, laid = held, everywhere
+    if held is None:
+        read, laid = abstract_fed(source, config, len(configs)), fed_sharding(mesh)
     state = abstract_state(config, len(configs), mesh)
     laid_state = jax.tree.map(lambda x: x.sharding, state)
-    numbers, count = _stack_numbers(configs, corpus, mesh), jax.ShapeDtypeStruct((), jnp.int32)
+    numbers, count = _stack_numbers(configs, source, mesh), jax.ShapeDtypeStruct((), jnp.int32)
     with jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
         return (
             jax.jit(
-                _make_chunk(config, engine, cut),
+                _make_chunk(config, engine, cut, source.separator),
                 donate_argnums=0,
                 in_shardings=(laid_state, everywhere, everywhere, on_lanes, laid),
                 out_shardings=(laid_state, readable(mesh)),
             )
-            .lower(state, count, count, numbers, source)
+            .lower(state, count, count, numbers, read)
             .compile(compiler_options=_compiler_options(mesh.devices.flat[0].platform, mesh.size))
         )
 
@@ -269,39 +267,31 @@ def _compiled_bytes(compiled: Any) -> int:
     )
 
 
-def _stack_numbers(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) -> Numbers:
-    n_tokens = len(corpus.train.tokens)
-    stacked = jax.tree.map(
-        lambda *x: jnp.stack(x), *[numbers_of(config, n_tokens) for config in configs]
-    )
+def _stack_numbers(configs: Sequence[RunConfig], source: TrainingSet, mesh: Mesh) -> Numbers:
+    def numbers(config: RunConfig) -> Numbers:
+        n_tokens = config.unique_tokens(len(source.tokens))
+        return numbers_of(config, n_tokens, source.windows_an_epoch(n_tokens))
+
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(numbers, configs))
     return lay(stacked, over_lanes(mesh))
 
 
-def _make_chunk(config: RunConfig, engine: EngineConfig, cut: Cut) -> Any:
+def _make_chunk(config: RunConfig, engine: EngineConfig, cut: Cut, separator: int) -> Any:
     # A loop with a traced bound, not a scan, so that one compilation serves chunks of any length.
     update = jax.vmap(
-        make_update(config, engine, cut), in_axes=(0, None, 0, 0), spmd_axis_name="lane"
+        make_update(config, engine, cut, separator),
+        in_axes=(0, None, 0, 0, 0),
+        spmd_axis_name="lane",
     )
-    sequences, n_ctx = config.batch.sequences, config.model.n_ctx
-
-    def resident(tokens: jax.Array, step: jax.Array, i: jax.Array, numbers: Numbers) -> jax.Array:
-        def batch(numbers: Numbers) -> jax.Array:
-            starts_b = windows(numbers.data_seed, step, sequences, numbers.n_tokens, n_ctx)
-            return gather_windows(tokens, starts_b, n_ctx)
-
-        return jax.vmap(batch, spmd_axis_name="lane")(numbers)
-
-    def sent(rows: jax.Array, step: jax.Array, i: jax.Array, numbers: Numbers) -> jax.Array:
-        return rows[i].astype(jnp.int32)
-
-    fetch = resident if engine.feed == "device" else sent
+    make_fetch_of = make_fetch(config, engine, separator)
 
     def chunk(
-        state: TrainState, step0: jax.Array, n: jax.Array, numbers: Numbers, source: jax.Array
+        state: TrainState, step0: jax.Array, n: jax.Array, numbers: Numbers, source: Any
     ) -> tuple[TrainState, Measured]:
+        fetch = make_fetch_of(step0, numbers, source)
+
         def one(i: jax.Array, state: TrainState) -> tuple[TrainState, Measured]:
-            step = step0 + i
-            return update(state, step, numbers, fetch(source, step, i, numbers))
+            return update(state, step0 + i, numbers, *fetch(i))
 
         abstract = jax.eval_shape(one, step0, state)[1]
         window = jax.tree.map(

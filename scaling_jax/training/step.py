@@ -31,6 +31,7 @@ class Numbers(NamedTuple):
     seed: jax.Array
     data_seed: jax.Array
     n_tokens: jax.Array  # the run draws from the first so many tokens
+    n_windows: jax.Array | None  # of an epoch of them, uint32; None where windows are random
     weight_decay: jax.Array
     horizon: Horizon
 
@@ -53,12 +54,13 @@ class Measured(NamedTuple):
     alive: jax.Array
 
 
-def numbers_of(config: RunConfig, n_tokens: int) -> Numbers:
-    """The numbers of one run on a training split of `n_tokens`."""
+def numbers_of(config: RunConfig, n_tokens: int, n_windows: int | None = None) -> Numbers:
+    """The numbers of one run on a training split of `n_tokens`, and `n_windows` an epoch."""
     return Numbers(
         seed=jnp.uint32(config.seed),
         data_seed=jnp.uint32(config.data.seed),
         n_tokens=jnp.int32(min(config.unique_tokens(n_tokens), 2**31 - 1)),
+        n_windows=None if n_windows is None else jnp.uint32(n_windows),
         weight_decay=jnp.float32(config.optimizer.weight_decay),
         horizon=Horizon(
             lr_peak=jnp.float32(config.optimizer.lr_peak),
@@ -78,9 +80,16 @@ def init_state(config: RunConfig, numbers: Numbers) -> TrainState:
     return TrainState(params, optimizer.init(params), jnp.asarray(True))
 
 
-def make_model(config: RunConfig, engine: EngineConfig) -> Callable[..., jax.Array]:
-    """`model(params, tokens_bt, dropout_keys_b=None, probes=None) -> logits_btv`, plain arrays."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config.model, nnx.Rngs(0), engine)))
+def make_model(
+    config: RunConfig, engine: EngineConfig, separator: int | None = None
+) -> Callable[..., jax.Array]:
+    """`model(params, tokens_bt, dropout_keys_b=None, probes=None) -> logits_btv`, plain arrays.
+
+    `separator` is the id of the token between documents, which a `document_mask` goes by.
+    """
+    graph = nnx.graphdef(
+        nnx.eval_shape(lambda: Transformer(config.model, nnx.Rngs(0), engine, separator))
+    )
 
     def model(
         params: Any,
@@ -102,26 +111,38 @@ def token_losses(logits_btv: jax.Array, targets_bt: jax.Array) -> jax.Array:
 
 
 def make_update(
-    config: RunConfig, engine: EngineConfig, cut: Cut
-) -> Callable[[TrainState, jax.Array, Numbers, jax.Array], tuple[TrainState, Measured]]:
-    """`update(state, step, numbers, window_bt)`: from `step` to `step + 1` on one batch of rows."""
-    model = make_model(config, engine)
+    config: RunConfig, engine: EngineConfig, cut: Cut, separator: int | None = None
+) -> Callable[..., tuple[TrainState, Measured]]:
+    """`update(state, step, numbers, window_bt, valid_b=None)`: to `step + 1` on a batch of rows.
+
+    Of each row the first `valid_b` targets count, or all.
+    """
+    model = make_model(config, engine, separator)
     measures = noise_measures(config, cut)
 
-    def loss_fn(params: Any, rows: tuple[jax.Array, jax.Array | None], probes: Probes) -> jax.Array:
-        window_bt, keys_b = rows
+    def loss_fn(
+        params: Any, rows: tuple[jax.Array, jax.Array | None, jax.Array | None], probes: Probes
+    ) -> jax.Array:
+        window_bt, keys_b, weights_bt = rows
         logits_btv = model(params, window_bt[:, :-1], keys_b, probes)
-        return token_losses(logits_btv, window_bt[:, 1:]).mean()
+        losses_bt = token_losses(logits_btv, window_bt[:, 1:])
+        return (losses_bt if weights_bt is None else losses_bt * weights_bt).mean()
 
     def update(
-        state: TrainState, step: jax.Array, numbers: Numbers, window_bt: jax.Array
+        state: TrainState,
+        step: jax.Array,
+        numbers: Numbers,
+        window_bt: jax.Array,
+        valid_b: jax.Array | None = None,
     ) -> tuple[TrainState, Measured]:
-        rows = window_bt.shape[0]
+        rows, n_ctx = window_bt.shape[0], window_bt.shape[1] - 1
+        weights_bt = None if valid_b is None else target_weights(valid_b, n_ctx)
         keys_b = dropout_keys(numbers.seed, step, rows) if config.model.dropout else None
         metric = None
         if config.noise.enabled and config.noise.preconditioned:
             metric = adam_metric(config.optimizer, state.opt_state)
-        found = grouped_gradient(loss_fn, state.params, (window_bt, keys_b), cut, measures, metric)
+        batch = (window_bt, keys_b, weights_bt)
+        found = grouped_gradient(loss_fn, state.params, batch, cut, measures, metric)
         lr = learning_rate(config.schedule.name, step, numbers.horizon)
         optimizer = make_optimizer(config.optimizer, lr, numbers.weight_decay)
         updates, opt_state = optimizer.update(found.gradient, state.opt_state, state.params)
@@ -138,9 +159,15 @@ def make_update(
     return update
 
 
-def gather_windows(tokens: jax.Array, starts_b: jax.Array, n_ctx: int) -> jax.Array:
-    """Rows of `n_ctx + 1` tokens, int32, from each start."""
-    return tokens[starts_b[:, None] + jnp.arange(n_ctx + 1)[None, :]].astype(jnp.int32)
+def target_weights(valid_b: jax.Array, n_ctx: int) -> jax.Array:
+    """What each target of a batch counts for: float32 [b, n_ctx], of mean 1.
+
+    The mean over the batch of losses times these is the mean over the targets that count, however
+    the batch is cut into groups of rows.
+    """
+    counts_bt = jnp.arange(n_ctx)[None, :] < valid_b[:, None]
+    share = valid_b.sum().astype(jnp.float32) / (valid_b.size * n_ctx)
+    return counts_bt.astype(jnp.float32) / share
 
 
 def dropout_keys(seed: jax.Array, step: jax.Array, rows: int) -> jax.Array:

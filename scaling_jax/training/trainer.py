@@ -21,7 +21,7 @@ from scaling_jax.hosts.agreement import agreed
 from scaling_jax.records.writer import RunWriter
 from scaling_jax.training.batch_size import BatchState, decide, next_decision, observe, start
 from scaling_jax.training.checkpoints import Restored
-from scaling_jax.training.evaluation import mean_and_error
+from scaling_jax.training.evaluation import evaluation_entries
 from scaling_jax.training.program import CHUNK_STEPS, Program
 from scaling_jax.training.saving import Checkpoints
 from scaling_jax.training.step import Measured, Numbers, TrainState
@@ -81,7 +81,17 @@ class Lane:
         self.batch = BatchState(**state["batch"])
         self.recorder.begin_batch(program.sequences, program.cut)
         self.recorder.restore(state["recorder"])
+        self.marks = self._later(self.recorder.step)
         self.diverged = state["diverged"]
+
+    def branch(self, state: Mapping[str, Any]) -> None:
+        """Begins where another run stood in `state()`, with the batch that its own config says."""
+        self.recorder.branch(state["recorder"])
+        self.marks = frozenset({self.recorder.step}) | self._later(self.recorder.step)
+        self.unwritten.append(self.recorder.initial_row())
+
+    def _later(self, step: int) -> frozenset[int]:
+        return frozenset(mark for mark in self.marks if mark > step)
 
     def write(self) -> None:
         """Hands the rows that are complete to the writer."""
@@ -110,7 +120,11 @@ def train_cohort(
             name,
             config,
             writers.get(name),
-            WindowRecorder(config, program.cut, config.unique_tokens(n_tokens)),
+            WindowRecorder(
+                config,
+                program.cut,
+                program.source.tokens_an_epoch(config.unique_tokens(n_tokens)),
+            ),
             frozenset(evaluation_steps(config)),
             start(config),
         )
@@ -153,8 +167,7 @@ class _Loop:
         else:
             step, state = restored.step, restored.state
             self._step_s = CHUNK_S  # not known yet: one update at a time until it is
-            for lane, known in zip(self._lanes, restored.lanes, strict=True):
-                lane.restore(known, self._at_batch(known["batch"]["sequences"]))
+            self._take_up(restored)
         reason = None
         while reason is None and self._goes_on(step):
             self._program = self._at_batch(self._lanes[0].batch.sequences)
@@ -176,6 +189,15 @@ class _Loop:
             lane.unwritten.append(lane.recorder.initial_row())
         self._put(self._read_evaluation, 0, program.evaluate(state))
         return state
+
+    def _take_up(self, restored: Restored) -> None:
+        for lane, known, begins in zip(self._lanes, restored.lanes, restored.begins, strict=True):
+            if begins:
+                lane.branch(known)
+            else:
+                lane.restore(known, self._at_batch(known["batch"]["sequences"]))
+        if any(restored.begins):
+            self._put(self._read_evaluation, restored.step, self._first.evaluate(restored.state))
 
     def _at_batch(self, sequences: int) -> Program:
         return self._first.at_batch([lane.config.at_batch(sequences) for lane in self._lanes])
@@ -292,13 +314,13 @@ class _Loop:
         if now - self._last_flush > FLUSH_S:
             self._flush()
 
-    def _read_evaluation(self, step: int, loss_sums: jax.Array) -> None:
-        tokens = self._program.evaluation.document_tokens
-        for lane, sums in zip(self._lanes, np.asarray(loss_sums), strict=True):
-            if step not in lane.marks:
+    def _read_evaluation(self, step: int, losses_lnbt: jax.Array) -> None:
+        for lane, losses_nbt in zip(self._lanes, np.asarray(losses_lnbt), strict=True):
+            if step not in lane.marks or lane.diverged:
                 continue
-            lane.diverged |= not np.isfinite(sums).all()
-            if not lane.diverged:
-                mean, error = mean_and_error(sums, tokens)
+            entries = evaluation_entries(self._program.evaluation, losses_nbt)
+            if entries is None:
+                lane.diverged = True
+            else:
                 assert lane.unwritten[-1]["step"] == step
-                lane.unwritten[-1] |= {"val_loss": mean, "val_loss_se": error}
+                lane.unwritten[-1] |= entries

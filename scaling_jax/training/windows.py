@@ -65,9 +65,9 @@ class WindowRecorder:
     recorder, an open window included, from one process to another.
     """
 
-    def __init__(self, config: RunConfig, cut: Cut, unique_tokens: int):
+    def __init__(self, config: RunConfig, cut: Cut, epoch_tokens: int):
         self._config = config
-        self._unique_tokens = unique_tokens
+        self._epoch_tokens = epoch_tokens
         self._flops = counts(config.model)
         marks = {*log_spaced_steps(config.steps, WINDOWS_PER_DECADE), *evaluation_steps(config)}
         self._ends = sorted(marks)
@@ -79,8 +79,14 @@ class WindowRecorder:
         self._take(config.batch.sequences, cut)
 
     def initial_row(self) -> dict[str, Any]:
-        """The row of step 0: nothing seen, nothing trained."""
-        return self._position() | {"step_start": 0, "lr_sum": 0.0}
+        """The row of the step where the run begins: nothing trained yet."""
+        return self._position() | {"step_start": self.step, "lr_sum": self._lr_sum}
+
+    def branch(self, state: Mapping[str, Any]) -> None:
+        """Begins where another run's `state()` stands, with a window of its own."""
+        self.step = self._start = state["step"]
+        self.tokens = state["tokens"]
+        self._lr_sum = state["lr_sum"] + state["window_lr"]
 
     def begin_batch(self, sequences: int, cut: Cut) -> list[dict]:
         """From the next update on, batches of `sequences` rows in another cut.
@@ -202,7 +208,7 @@ class WindowRecorder:
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "epochs": self.tokens / self._unique_tokens,
+            "epochs": self.tokens / self._epoch_tokens,
             "batch_tokens": self._batch_tokens,
             "flops_6n": float(self.tokens) * self._flops.training_flops_per_token_6n,
             "flops_exact": float(self.tokens) * self._flops.training_flops_per_token_exact,

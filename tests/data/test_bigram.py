@@ -2,14 +2,29 @@ from __future__ import annotations
 
 import math
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling_jax.data.bigram import bigram_nats, bigram_probabilities
+from scaling_jax.data import bigram
+from scaling_jax.data.bigram import BigramCounts, bigram_nats
 
 
+@pytest.fixture(params=["table", "sorted pairs"])
+def kind(request, monkeypatch):
+    """Both ways to count, of which a vocabulary's size chooses one."""
+    monkeypatch.setattr(bigram, "_DENSE", 2**24 if request.param == "table" else 0)
+
+
+def bigram_probabilities(train: np.ndarray, n_vocab: int) -> np.ndarray:
+    counts = BigramCounts(n_vocab)
+    counts.add_train(train)
+    return counts.probabilities()
+
+
+@pytest.mark.usefixtures("kind")
 def test_a_case_worked_by_hand():
     # train a b a c over {a, b, c, d}: unigram n = 4, 3 types, so (count + 3/4) / 7;
     # after a: b, c once each, 2 types: (count + 2 unigram) / 4; after b: a once: (count + u) / 2.
@@ -24,11 +39,47 @@ def test_a_case_worked_by_hand():
     assert bigram_nats(train, validation, 4) == pytest.approx(nats, rel=1e-14)
 
 
+@pytest.mark.usefixtures("kind")
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 5), max_size=30), st.integers(6, 9))
 def test_every_row_is_a_distribution(train, n_vocab):
     probabilities = bigram_probabilities(np.array(train, np.uint16), n_vocab)
     assert (probabilities > 0).all()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("kind")
+def test_tokens_may_come_in_pieces(monkeypatch):
+    monkeypatch.setattr(bigram, "_CHUNK", 7)
+    rng = np.random.default_rng(0)
+    train, validation = rng.integers(0, 5, 100, np.uint16), rng.integers(0, 6, 60, np.uint16)
+    counts = BigramCounts(6)
+    for piece in np.split(train, [0, 1, 2, 40, 99]):
+        counts.add_train(piece)
+    for piece in np.split(validation, [30, 30, 59]):
+        counts.add_validation(piece)
+    codes = train[:-1].astype(int) * 6 + train[1:]
+    pairs = np.bincount(codes, minlength=36).reshape(6, 6)
+    types, unigrams = len(np.unique(train)), np.bincount(train, minlength=6)
+    u = (unigrams + types / 6) / (100 + types)
+    t = np.count_nonzero(pairs, axis=1)
+    model = np.where(
+        (t > 0)[:, None],
+        (pairs + t[:, None] * u) / np.maximum(pairs.sum(axis=1) + t, 1)[:, None],
+        u,
+    )
+    expected = -np.log(model[validation[:-1], validation[1:]]).mean()
+    assert counts.nats() == pytest.approx(expected, rel=1e-12)
+    assert bigram_nats(train, validation, 6) == counts.nats()
+
+
+def test_of_a_large_vocabulary_the_first_tokens_count(monkeypatch):
+    monkeypatch.setattr(bigram, "_SPARSE_TOKENS", 40)
+    rng = np.random.default_rng(0)
+    train, validation = rng.integers(0, 5000, (2, 100), np.uint16) % 9
+    expected = bigram_nats(train[:40], validation[:40], 5000)
+    assert bigram_nats(train, validation, 5000) == expected
+    assert bigram_nats(train, validation, 9) != expected
 
 
 def test_it_reaches_the_entropy_rate_of_a_markov_chain():

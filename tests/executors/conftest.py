@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from scaling_jax.config import RunConfig
 from scaling_jax.data.corpus import Corpus, build
+from scaling_jax.data.training_set import largest_set
 from scaling_jax.study import program_key
 from scaling_jax.training.program import Program, compile_program
 
@@ -23,10 +24,11 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="session")
 def compile_once() -> Compile:
     """`compile_program`, which keeps what it has compiled: that is what takes the time."""
-    known: dict[tuple[str, int, Mesh, str], Program] = {}
+    known: dict[tuple[str, int, Mesh, str, int], Program] = {}
 
     def compiled(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) -> Program:
-        key = (program_key(configs[0]), len(configs), mesh, corpus.fingerprint)
+        n_tokens = largest_set(configs, corpus)
+        key = (program_key(configs[0]), len(configs), mesh, corpus.fingerprint, n_tokens)
         if key not in known:
             with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
                 known[key] = compile_program(configs, corpus, mesh)

@@ -14,6 +14,7 @@ from etils import epath
 from scaling_jax.config import (
     BatchConfig,
     BatchPolicyConfig,
+    DataConfig,
     EngineConfig,
     EvaluationConfig,
     MeshConfig,
@@ -22,7 +23,7 @@ from scaling_jax.config import (
     OptimizerConfig,
     RunConfig,
 )
-from scaling_jax.data.corpus import Corpus, prepare
+from scaling_jax.data.corpus import Corpus, load_corpus
 from scaling_jax.errors import RequestError
 from scaling_jax.executors import local
 from scaling_jax.executors.dry_run import describe_runs
@@ -86,28 +87,20 @@ class StopAfter:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    # Programs for a few hundred small updates.
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    plain = jax.stages.Lowered.compile
-
-    def compiled(self: Any, compiler_options: dict[str, Any] | None = None) -> Any:
-        return plain(self, {**(compiler_options or {}), **quick})
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax.stages.Lowered, "compile", compiled)
-        with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
-            yield
+def _promoting() -> Iterator[None]:
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
+        yield
 
 
-@pytest.fixture
-def train(tiny_corpus: Corpus, compile_once: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(scope="module")
+def train(tiny_corpus: Corpus, compile_once: Any) -> Any:
     """`train(out, stop)`: how the runs ended, programs being compiled once for all tests."""
-    monkeypatch.setattr(local, "compile_program", compile_once)
-    monkeypatch.setattr(trainer, "CHUNK_S", 1e9)  # on a busy machine, too
 
     def run(out: Path, calls: int = 10**9, study: Study = STUDY) -> dict[str, str]:
-        return run_study(study, epath.Path(out), tiny_corpus, Quiet(), StopAfter(calls))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(local, "compile_program", compile_once)
+            patch.setattr(trainer, "CHUNK_S", 1e9)  # on a busy machine, too
+            return run_study(study, epath.Path(out), tiny_corpus, Quiet(), StopAfter(calls))
 
     return run
 
@@ -118,16 +111,22 @@ def curves(out: Path) -> pl.DataFrame:
     return loaded.curves.join(names, on="run_id").drop(*CLOCKS, "run_id").sort("name", "step")
 
 
-@pytest.fixture
-def undisturbed(train: Any, tmp_path: Path) -> pl.DataFrame:
-    assert set(train(tmp_path / "undisturbed").values()) == {"done"}
-    return curves(tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def whole(train: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert set(train(out).values()) == {"done"}
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole: Path) -> pl.DataFrame:
+    return curves(whole)
 
 
 def test_every_change_shows_and_no_window_straddles_it(
-    undisturbed: pl.DataFrame, tmp_path: Path
+    undisturbed: pl.DataFrame, whole: Path
 ) -> None:
-    runs = load(tmp_path / "undisturbed" / STUDY.name).runs.sort("name")
+    runs = load(whole / STUDY.name).runs.sort("name")
     assert runs["batch_policy"].to_list() == [
         "noise_scale B_simple every 20 steps up to 8 sequences",
         *["ramp 25:8 60:4"] * 2,
@@ -243,7 +242,7 @@ def test_a_run_on_the_embedded_corpus_grows_its_batch(tmp_path: Path) -> None:
     model = ModelConfig(n_layer=1, d_model=8, n_head=1, n_ctx=16)
     policy = BatchPolicyConfig(name="noise_scale", most_sequences=8, every=50)
     study = Study("changing", {"a": config(policy, 250, model=model)})
-    run_study(study, epath.Path(tmp_path), prepare("embedded"), Quiet(), lambda: None)
+    run_study(study, epath.Path(tmp_path), load_corpus(DataConfig()), Quiet(), lambda: None)
     batches = curves(tmp_path)["batch_tokens"].unique(maintain_order=True).to_list()
     assert batches == [64, 128]
 

@@ -62,7 +62,7 @@ def program(tiny_corpus) -> CurvatureProgram:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tiny_corpus, program):
-    monkeypatch.setattr(curvature, "prepare", lambda source: tiny_corpus)
+    monkeypatch.setattr(curvature, "load_corpus", lambda *_: tiny_corpus)
     monkeypatch.setattr(curvature, "CurvatureProgram", lambda *_: program)
 
 
@@ -104,7 +104,7 @@ def test_a_run_without_checkpoints_and_another_corpus_are_refused(
         measure_run(bare, trained.run_id, "last", FEW, lambda words: None)
 
     other = tiny_corpus.__class__(**(vars(tiny_corpus) | {"fingerprint": "f" * 64}))
-    monkeypatch.setattr(curvature, "prepare", lambda source: other)
+    monkeypatch.setattr(curvature, "load_corpus", lambda *_: other)
     with pytest.raises(RequestError, match="trained on another 'embedded' corpus"):
         measure_run(trained.out, trained.run_id, "last", FEW, lambda words: None)
 

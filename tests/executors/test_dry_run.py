@@ -3,10 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from scaling_jax.config import (
     BatchConfig,
+    DataConfig,
     EvaluationConfig,
     MeshConfig,
     ModelConfig,
@@ -50,6 +52,7 @@ def test_every_run_is_described_and_timed_and_nothing_written(
         assert (row["N"], row["N_total"]) == (12 * 8**2, counts(config().model).params_total)
         assert row["tokens"] == tokens
         assert row["epochs"] == tokens / len(tiny_corpus.train.tokens)
+        assert row["masked"] == 0
         # blocks 2N, attention 4 n_ctx d_model, head 2 n_vocab d_model; thrice with the backward
         assert row["flops_exact"] == tokens * 3 * (2 * 768 + 4 * 8 * 8 + 2 * 257 * 8)
         assert row["mesh"] == "lane=2"
@@ -92,3 +95,23 @@ def test_a_lane_that_ends_early_is_carried_along_in_the_time(
     assert (long["tokens"], short["tokens"]) == (40 * 64, 30 * 64)
     assert long["seconds"] == short["seconds"] == pytest.approx(40 * 64 * 1e-3)
     assert long["GiB"] == short["GiB"] > 0
+
+
+def test_what_does_not_count_is_told(tiny_corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry_run, "_seconds_a_token", lambda *_: 1e-3)
+    runs = {
+        order: config().model_copy(update={"data": DataConfig(order=order)})
+        for order in ("random", "epochs", "documents")
+    }
+    cohorts = plan_cohorts(Study("s", runs), tiny_corpus)
+    random, epochs, documents = describe_runs(cohorts, tiny_corpus)
+    n = len(tiny_corpus.train.tokens)
+    lengths = np.diff([*tiny_corpus.train.doc_starts, n])
+    windows = int((-(-lengths // 8)).sum())
+    assert (random["masked"], random["epochs"]) == (0, 20 * 64 / n)
+    assert (epochs["masked"], epochs["epochs"]) == (
+        pytest.approx(1 - n / (-(-n // 8) * 8)),
+        pytest.approx(20 * 8 / -(-n // 8)),
+    )
+    assert documents["epochs"] == pytest.approx(20 * 8 / windows)
+    assert documents["masked"] == pytest.approx(1 - n / (8 * windows)) and windows > n / 8

@@ -286,9 +286,11 @@ def test_four_hosts_train_as_one_with_four_devices(make):
 
 
 @pytest.mark.slow
-def test_batches_from_the_host_are_those_of_one_process(make):
+@pytest.mark.parametrize("order", ["random", "epochs"])
+def test_batches_from_the_host_are_those_of_one_process(make, order):
     flags = ("--set", "engine.feed=host", "--set", "batch.microbatches=2")
-    two, one = make("fed", 3), make("fed one", 3)
+    flags += ("--set", f"data.order={order}")
+    two, one = make(f"fed {order}", 3), make(f"fed {order} one", 3)
     two.run(2, *flags)
     one.run(0, *flags)
     same(two.curves(), one.curves())

@@ -322,6 +322,9 @@ def test_the_row_of_a_run_is_all_that_is_known_before_it_starts(tiny_corpus: Cor
         "failures",
         "heartbeat",
         "message",
+        "best_step",
+        "best_val_loss",
+        "best_test_loss",
     }
     assert row.keys() == RUN_COLUMNS.keys() - later
     for name, value in row.items():
@@ -334,6 +337,10 @@ def test_the_row_of_a_run_is_all_that_is_known_before_it_starts(tiny_corpus: Cor
         "params_embedding": 257 * 8 + 8 * 8,
         "batch_tokens": 64,
         "unique_tokens": len(tiny_corpus.train.tokens),
+        "data_order": "random",
+        "tokenizer": "bytes 257",
+        "evaluation_corpora": None,
+        "document_mask": False,
         "optimizer": "sgd",
         "schedule": "constant",
         "grad_clip": None,
@@ -342,10 +349,15 @@ def test_the_row_of_a_run_is_all_that_is_known_before_it_starts(tiny_corpus: Cor
     assert np.isclose(row["bigram_nats"], tiny_corpus.bigram_nats)
 
 
-def test_the_row_tells_the_subset_and_the_precision(tiny_corpus: Corpus) -> None:
-    one = config(data=DataConfig(unique_tokens=300), compute_dtype="bfloat16")
+def test_the_row_tells_the_subset_the_corpora_and_the_precision(tiny_corpus: Corpus) -> None:
+    one = config(
+        data=DataConfig(unique_tokens=300, subset_seed=7),
+        evaluation=EvaluationConfig(corpora={"law": "/law", "code": "/code"}),
+        compute_dtype="bfloat16",
+    )
     row = run_row(one, tiny_corpus)
-    assert (row["unique_tokens"], row["compute_dtype"]) == (300, "bfloat16")
+    assert (row["unique_tokens"], row["subset_seed"]) == (300, 7)
+    assert (row["evaluation_corpora"], row["compute_dtype"]) == ("code,law", "bfloat16")
 
 
 def test_the_environment_names_versions_device_mesh_and_engine(tiny_corpus: Corpus) -> None:

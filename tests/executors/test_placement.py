@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from scaling_jax.config import RunConfig
-from scaling_jax.data.corpus import Corpus, build
+from scaling_jax.data.corpus import Corpus, Split, build
 from scaling_jax.errors import RequestError
 from scaling_jax.executors import placement
 from scaling_jax.executors.placement import MEMORY_SHARE, Cohort, plan_cohorts
@@ -163,7 +165,7 @@ def test_the_host_feeds_what_the_device_cannot_hold(
     assert resident.memory.tokens == tiny_corpus.train.tokens.nbytes
     assert 128 * 8 * 9 * 2 <= fed.memory.tokens < resident.memory.tokens
     machine(3 * tiny_corpus.train.tokens.nbytes)
-    assert plan(1)[0].engine.feed == "host"
+    assert plan(1, evaluation={"tokens": 64})[0].engine.feed == "host"
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
@@ -191,6 +193,25 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
         {"data": {"unique_tokens": 64}},
         "data.unique_tokens leaves 64 tokens, fewer than the 65 of one batch; lower batch",
     ),
+    "epochs": (
+        {"data": {"order": "epochs", "unique_tokens": 50}},
+        "an epoch has 7 windows, fewer than the 8 of one batch; lower batch.sequences",
+    ),
+    "documents": (
+        {"data": {"order": "documents", "unique_tokens": 50}},
+        "an epoch has 7 windows, fewer than the 8 of one batch; lower batch.sequences",
+    ),
+    "windows": (
+        {"data": {"order": "epochs"}, "steps": 2**31},
+        "17,179,869,184 windows are more than the 4,294,967,296 that are numbered in epochs",
+    ),
+    "policy": (
+        {
+            "data": {"order": "epochs"},
+            "batch": {"policy": {"name": "ramp", "ramp": [[5, 16]]}},
+        },
+        "data.order epochs numbers its windows by one size of the batch: set batch.policy.name",
+    ),
     "batch": (
         {"batch": {"sequences": 10**6}},
         "tokens, fewer than the 8000001 of one batch; lower batch.sequences",
@@ -217,6 +238,13 @@ def test_what_cannot_be_trained_here_is_refused_by_name_and_nothing_compiled(
     assert told.startswith("run 'bad': ")
     assert message in told
     assert "\n" not in told
+
+
+def test_a_corpus_to_be_evaluated_on_without_a_window_is_refused(tiny_corpus: Corpus) -> None:
+    law = Split(np.zeros(8, np.uint16), np.array([0]))
+    study = Study("s", {"a": config(evaluation={"corpora": {"law": "/law"}})})
+    with pytest.raises(RequestError, match=r"^run 'a': evaluation\.corpora 'law' has 8 tokens"):
+        plan_cohorts(study, replace(tiny_corpus, evaluations={"law": law}))
 
 
 def test_a_corpus_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:

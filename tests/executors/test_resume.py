@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from scaling_jax.executors import local, placement
 from scaling_jax.executors.local import run_study
 from scaling_jax.executors.placement import Cohort
 from scaling_jax.records import load
+from scaling_jax.records.schema import SIDE_KEYS
 from scaling_jax.study import Study
 from scaling_jax.training import trainer
 from scaling_jax.training.saving import committed_steps
-from tests.quick_compile import compiling_quickly
 
 STEPS, STOPPED = 300, 150
 RUNS = {
@@ -68,12 +68,6 @@ class Log:
 
 
 Train = Callable[..., Log]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    with compiling_quickly():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +112,15 @@ def stopped(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(train: Train, tmp_path_factory: pytest.TempPathFactory) -> pl.DataFrame:
+def whole(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
     assert train(out, 8).cohorts == [(4, 0)]
-    return curves(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(whole: Path) -> pl.DataFrame:
+    return curves(whole)
 
 
 def is_bitwise(one: pl.DataFrame, other: pl.DataFrame) -> bool:
@@ -129,12 +128,19 @@ def is_bitwise(one: pl.DataFrame, other: pl.DataFrame) -> bool:
     return one.drop(own).equals(other.drop(own))
 
 
-def test_it_goes_on_to_the_same_end(stopped, undisturbed, train, tmp_path):
+def test_it_goes_on_to_the_same_end(stopped, whole, undisturbed, train, tmp_path):
     out = shutil.copytree(stopped, tmp_path / "out")
     log = train(out, 8)
     ((lanes, step),) = log.cohorts
     assert lanes == 4 and STOPPED <= step < STEPS
     assert is_bitwise(curves(out), undisturbed)
+    assert undisturbed["loss_test"].is_not_null().equals(undisturbed["val_loss"].is_not_null())
+    mine, theirs = (load(each / STUDY.name) for each in (out, whole))
+    for name in ("evaluations", "positions"):
+        order = ["run_id", "step", *SIDE_KEYS[name]]
+        one, other = (each.sides[name].drop("attempt").sort(order) for each in (mine, theirs))
+        assert other.height > 0
+        assert one.equals(other)
 
 
 @pytest.mark.parametrize(

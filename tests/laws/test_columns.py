@@ -174,3 +174,14 @@ def test_compute_is_made_of_size_and_tokens_where_it_is_required_and_absent(read
     counted = flat_table(read({**TABLE, "flops": [1, 2, 3, 4]}), required=("run", "C", "loss"))
     assert counted.sources["C"] == "flops"
     assert "C" not in flat_table(read(TABLE), required=ROLES).sources
+
+
+def test_what_a_run_draws_is_one_seed(read) -> None:
+    """Runs of one seed that differ in their subset or order are told apart as by another seed."""
+    seeds = {"seed": [0, 0, 0, 1], "data_seed": [0, 0, 1, 0], "subset_seed": [0, 1, 0, 0]}
+    run = {"run_id": ["a", "b", "c", "d"], "loss": [4.0, 3.0, 2.0, 1.0]}
+    points = flat_table(read(**run, **seeds), required=("run", "loss")).points
+    assert points.sort("run")["seed"].to_list() == [0, 1, 2, 3]
+    with_seed = {"seed": [7, 7, 9, 9], "data_seed": [1, 1, 2, 2]}  # one tells the other
+    points = flat_table(read(**run, **with_seed), required=("run", "loss")).points
+    assert points.sort("run")["seed"].to_list() == [7, 7, 9, 9]

@@ -26,7 +26,7 @@ def table(runs: int = 6, points: int = 10, shift: float = 0.0) -> pl.DataFrame:
     rng = np.random.default_rng(0)
     parts = []
     for i in range(runs):
-        train = np.linspace(5.0, 3.0, points) + 0.2 * i
+        train = np.linspace(3.7, 3.0, points) + 0.2 * i
         other = OFFSET + SLOPE * train + 0.003 * rng.normal(size=points)
         other[-1] += shift
         parts.append(
@@ -101,9 +101,65 @@ def test_wrong_requests(read: Callable[..., Records]) -> None:
         measure(records, ["val_loss"])
     with pytest.raises(RequestError, match=r"Not numbers in .*column words"):
         measure(records, ["words"])
-    with pytest.raises(RequestError, match="name a column"):
-        measure(records, [])
+    with pytest.raises(RequestError, match=r"loss_se is the standard error of val_loss|No column"):
+        measure(records, ["val_loss_se"])
+    alone = read(table().select("run_id", "step", "val_loss"))
+    with pytest.raises(RequestError, match=r"No other corpus.*no column loss_<corpus> beside val_"):
+        measure(alone)
     with pytest.raises(RequestError, match="level is a share"):
         measure(records, ["loss_books"], level=1.0)
     with pytest.raises(RequestError, match=r"\(other\) not positive and finite"):
         measure(read(table().with_columns(loss_books=pl.lit(-1.0))), ["loss_books"])
+
+
+def with_errors() -> pl.DataFrame:
+    return table().with_columns(
+        loss_books_se=pl.lit(0.03), val_loss_se=pl.lit(0.01), loss_test=pl.col("val_loss") + 0.01
+    )
+
+
+def test_every_corpus_of_the_table_is_measured_and_no_standard_error(
+    read: Callable[..., Records],
+) -> None:
+    records = read(with_errors().with_columns(loss_code_se=pl.col("loss_books")))
+    found = measure(records)
+    # loss_code_se stands alone, and so is a corpus of that name
+    names = {each.column: each.name for each in found.corpora}
+    assert names == {
+        "loss_books": "books", "loss_flat": "flat", "loss_test": "test split",
+        "loss_code_se": "code se",
+    }  # fmt: skip
+    assert [each.column for each in found.corpora if each.line is None] == ["loss_flat"]
+    with pytest.raises(RequestError, match="loss_books_se is the standard error of loss_books"):
+        measure(records, ["loss_books_se"])
+    others = measure(records, columns={"loss": "loss_books"})
+    assert "loss_books" not in [each.column for each in others.corpora]
+    assert "(validation split)" in laws.describe_transfer(found)
+
+
+def test_the_documents_measured_are_an_error_of_their_own(read: Callable[..., Records]) -> None:
+    (books,) = measure(read(with_errors()), ["loss_books"]).corpora
+    assert books.sample_se == pytest.approx(np.hypot(0.03, SLOPE * 0.01), rel=0.01)
+    (plain,) = measure(read(table()), ["loss_books"]).corpora
+    assert plain.sample_se is None and plain.line == books.line
+    text = laws.describe_transfer(measure(read(with_errors()), ["loss_books"]))
+    assert "Other documents of the two corpora would move the gap by 0.032 more" in text
+
+
+def test_the_first_part_of_training_is_left_out(read: Callable[..., Records]) -> None:
+    """Before anything is learned all corpora lie at one loss, off the line."""
+    first = table().filter(pl.col("step") == 100).with_columns(
+        step=pl.lit(1, pl.Int64), val_loss=pl.lit(8.0), loss_books=pl.lit(8.0)
+    )  # fmt: skip
+    (books,) = measure(read(pl.concat([first, table()])), ["loss_books"]).corpora
+    assert books.line.n_points == 60 and books.line.slope.low < SLOPE < books.line.slope.high
+    assert {row["rule"] for row in books.excluded} == {"early"}
+    assert sum(row["n_points"] for row in books.excluded) == 6
+
+
+def test_sizes_stand_beside_the_points(read: Callable[..., Records]) -> None:
+    sized = table().with_columns(params=pl.col("run_id").str.slice(-1).cast(pl.Int64) + 1)
+    (books,) = measure(read(sized), ["loss_books"]).corpora
+    assert sorted(set(books.points["N"])) == [1, 2, 3, 4, 5, 6]
+    (bare,) = measure(read(table()), ["loss_books"]).corpora
+    assert bare.points["N"].null_count() == bare.points.height

@@ -59,8 +59,8 @@ def left_out(selection: Selection) -> dict[str, int]:
          {"initialisation": 2, "not on the frontier": 2}),
         ("l_nd_chinchilla", EVERY,
          {"initialisation": 2}),
-        ("data_constrained", EVERY,
-         {"initialisation": 2}),
+        ("data_constrained", [row for row in EVERY if row != ("a", 4.5)],
+         {"initialisation": 2, "after the lowest": 1}),
     ],
 )  # fmt: skip
 def test_each_law_has_its_rule(read, slug: str, points, rules) -> None:
@@ -263,3 +263,109 @@ def test_a_sweep_of_several_loss_levels_is_no_one_pareto_front(read) -> None:
     with pytest.raises(RequestError, match="one loss level, and L has 2: --where keeps one"):
         gather(read(sweep), LAWS["pareto"])
     assert gather(read(sweep), LAWS["pareto"], where="L = 3").points.height == 2
+
+
+def stopping(test: list[float], **more: Any) -> pl.DataFrame:
+    """The two runs with their losses as validation losses, and those of the test split."""
+    return curves(loss_test=pl.Series(test), **more).rename({"loss": "val_loss"})
+
+
+TESTED = [9.1, 6.1, 4.2, 4.1, 9.1, 5.1, 3.6, 3.2]
+
+
+@pytest.mark.parametrize("slug", ["l_d", "l_nd"])
+def test_an_early_stopped_loss_is_the_test_loss_where_the_validation_loss_is_lowest(
+    read, slug: str
+) -> None:
+    """Not the lowest test loss, which is 4.1, nor the validation loss that chose the step, 4.0."""
+    selection = gather(read(stopping(TESTED)), LAWS[slug])
+    assert kept(selection) == [("a", 4.2), ("b", 3.2)]
+    assert selection.rule == "loss_test of every run at its lowest val_loss (early stopping)"
+    assert selection.table.sources["loss"] == "loss_test"
+
+
+def test_without_a_test_loss_of_every_evaluation_the_minimum_itself_is_taken_and_said(read) -> None:
+    tested = stopping(TESTED).with_columns(
+        loss_test=pl.when(run_id="b", step=100).then(None).otherwise("loss_test")
+    )
+    for table in (tested, tested.drop("loss_test")):
+        selection = gather(read(table), LAWS["l_nd"])
+        assert kept_of(selection, "loss") == [("a", 4.0), ("b", 3.0)]
+        assert selection.rule == (
+            "val_loss of every run at its lowest val_loss (early stopping), chosen on the losses "
+            "that it is read off, and so a little too low"
+        )
+
+
+def test_a_loss_that_is_named_is_read_off_at_the_lowest_validation_loss_too(read) -> None:
+    table = stopping(TESTED).with_columns(loss_books=pl.col("loss_test") + 1)
+    selection = gather(read(table), LAWS["l_nd"], {"loss": "loss_books"})
+    assert kept_of(selection, "loss") == [("a", 5.2), ("b", 4.2)]
+    assert selection.rule.startswith("loss_books of every run at its lowest val_loss")
+    itself = gather(read(table), LAWS["l_nd"], {"loss": "val_loss"})
+    assert kept_of(itself, "loss") == [("a", 4.0), ("b", 3.0)]
+
+
+def kept_of(selection: Selection, column: str) -> list[tuple[str, float]]:
+    return list(selection.points.sort("run").select("run", column).iter_rows())
+
+
+def test_repeated_data_end_at_the_lowest_validation_loss(read) -> None:
+    selection = gather(read(stopping(TESTED)), LAWS["data_constrained"])
+    assert kept(selection) == [("a", 6.1), ("a", 4.2), ("b", 5.1), ("b", 3.6), ("b", 3.2)]
+    assert selection.rule == (
+        "every row up to the lowest val_loss of each run (early stopping), with loss_test read off"
+    )
+    cosine = gather(read(stopping(TESTED, schedule=pl.lit("cosine"))), LAWS["data_constrained"])
+    assert kept(cosine) == [("a", 4.2), ("b", 3.2)]
+
+
+def test_other_laws_read_the_validation_loss(read) -> None:
+    assert kept_of(gather(read(stopping(TESTED)), LAWS["l_n"]), "loss") == [("a", 4.5), ("b", 3.0)]
+
+
+def test_runs_that_still_fall_at_their_end_are_flagged(read) -> None:
+    (lamp,) = panel.stopped(gather(read(stopping(TESTED)), LAWS["l_nd"]).points)
+    assert (lamp.value, lamp.ok) == (1, False)
+    assert "1 of 2 runs" in lamp.text and "(b)" in lamp.text and "not reached" in lamp.text
+    rises = stopping(TESTED).with_columns(
+        val_loss=pl.when(run_id="b", step=1000).then(3.6).otherwise("val_loss")
+    )
+    (lamp,) = panel.stopped(gather(read(rises), LAWS["l_nd"]).points)
+    assert lamp.ok is True
+    once = stopping(TESTED).filter(pl.col("step") == 1000)
+    selection = gather(read(once), LAWS["l_nd"])
+    (lamp,) = panel.stopped(selection.points)
+    assert lamp.ok is None and selection.rule == "the lowest loss of every run"
+    assert panel.stopped(gather(read(stopping(TESTED)), LAWS["l_n"]).points) == []
+
+
+def test_the_rate_of_an_early_stopped_run_is_chosen_on_its_lowest_validation_loss(read) -> None:
+    """The slower rate ends lower, since it has not overfitted yet; its minimum is higher."""
+    slow = curves(lr_peak=pl.lit(0.001), run_id=pl.col("run_id") + "2").with_columns(
+        loss=pl.when(pl.col("run_id") == "a2", pl.col("step") == 1000).then(4.2)
+        .when(pl.col("run_id") == "a2").then(pl.col("loss") + 1).otherwise(pl.col("loss") + 1)
+    )  # fmt: skip
+    fast = curves(lr_peak=pl.lit(0.01))
+    selection = gather(read(pl.concat([fast, slow.select(fast.columns)])), LAWS["l_nd"])
+    assert kept(selection) == [("a", 4.0), ("b", 3.0)]
+
+
+def test_runs_that_differ_in_seeds_alone_are_replicates(read) -> None:
+    """Other subsets of the same size and other orders of the data count as other seeds do."""
+    again = {
+        "subset": {"subset_seed": 1, "data_seed": 0, "seed": 0},
+        "order": {"subset_seed": 0, "data_seed": 1, "seed": 0},
+        "weights": {"subset_seed": 0, "data_seed": 0, "seed": 1},
+    }
+    first = stopping(TESTED, lr_peak=pl.lit(0.01), subset_seed=0, data_seed=0, seed=0)
+    tables = [first] + [
+        first.with_columns(run_id=pl.col("run_id") + name, **seeds)
+        .with_columns(loss_test=pl.col("loss_test") * (1 + 0.001 * i))
+        .select(first.columns)
+        for i, (name, seeds) in enumerate(again.items(), 1)
+    ]
+    selection = gather(read(pl.concat(tables)), LAWS["l_nd"])
+    assert selection.points.height == 8
+    lamp = panel.replicates(selection.points, ("N", "D"), "loss")
+    assert lamp.value == pytest.approx(np.std([0, 0.001, 0.002, 0.003], ddof=1), rel=0.01)

@@ -15,7 +15,6 @@ from scaling_jax.errors import RequestError
 from scaling_jax.models.attention import attend, attend_splash, choose_attention
 from scaling_jax.training.mesh import make_mesh
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -39,7 +38,7 @@ def with_gradients(attention: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 
 def compute(attention: Callable[..., Any], qkv: Arrays) -> list[np.ndarray]:
-    outputs = jax.jit(attention, compiler_options=QUICK)(*qkv)
+    outputs = jax.jit(attention)(*qkv)
     return [np.asarray(leaf) for leaf in jax.tree.leaves(outputs)]
 
 
@@ -73,6 +72,24 @@ def test_blocks_are_the_whole(n_ctx):
         np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-6)
 
 
+SEGMENTS = np.sort(np.random.default_rng(3).integers(0, 9, (2, 128)), axis=1).astype(np.int32)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "blocks"])
+def test_segments_are_apart(implementation):
+    q, k, v = draw(2, 128, 2, 8)
+
+    def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attend(q, k, v, implementation, jnp.asarray(SEGMENTS))
+
+    (found,) = compute(attention, (q, k, v))
+    for row in range(2):
+        for segment in np.unique(SEGMENTS[row]):
+            own = SEGMENTS[row] == segment
+            expected = by_hand(*(x[row : row + 1, own] for x in (q, k, v)))
+            np.testing.assert_allclose(found[row, own], expected[0], rtol=1e-5, atol=1e-6)
+
+
 def test_scores_and_softmax_are_float32_in_bfloat16():
     qkv = draw(1, 128, 2, 8)
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), qkv)
@@ -97,28 +114,31 @@ def over(*axes: str) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize(
-    ("vmapped", "axes"),
+    ("vmapped", "axes", "segmented"),
     [
-        ((), {}),
-        ((), {"fsdp": 2, "tensor": 2}),
-        (("data",), {"data": 2, "fsdp": 2, "tensor": 2}),
-        (("data", "lane"), {"lane": 2, "data": 2, "tensor": 2}),
+        ((), {}, False),
+        ((), {"fsdp": 2, "tensor": 2}, True),
+        (("data",), {"data": 2, "fsdp": 2, "tensor": 2}, False),
+        (("data", "lane"), {"lane": 2, "data": 2, "tensor": 2}, True),
     ],
 )
-def test_splash_is_xla_on_every_mesh(vmapped, axes):
+def test_splash_is_xla_on_every_mesh(vmapped, axes, segmented):
     qkv = draw(*(2 for _ in vmapped), 2, 128, 2, 8)
     wrap = over(*vmapped)
-    splash = with_gradients(functools.partial(attend_splash, interpret=True))
+    segments = jnp.asarray(SEGMENTS) if segmented else None
+    splash = with_gradients(functools.partial(attend_splash, segments_bt=segments, interpret=True))
+    on_tpu = with_gradients(functools.partial(attend_splash, segments_bt=segments))
+    xla = with_gradients(functools.partial(attend, implementation="xla", segments_bt=segments))
     with (
         jax.set_mesh(make_mesh(MeshConfig(**axes))),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
         found = compute(wrap(splash), qkv)
-        for_tpu = jax.jit(wrap(with_gradients(attend_splash))).trace(*qkv)
+        for_tpu = jax.jit(wrap(on_tpu)).trace(*qkv)
         text = for_tpu.lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in text
-    expected = compute(wrap(with_gradients(functools.partial(attend, implementation="xla"))), qkv)
+    expected = compute(wrap(xla), qkv)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
 
@@ -138,9 +158,9 @@ def test_splash_is_xla_on_every_mesh(vmapped, axes):
     ],
 )
 def test_what_is_chosen(platform, dtype, n_ctx, d_head, chosen):
-    assert choose_attention(None, platform, dtype, n_ctx, d_head) == chosen
+    assert choose_attention(None, platform, dtype, n_ctx, d_head, False) == chosen
     for asked in ("xla", "blocks", chosen):
-        assert choose_attention(asked, platform, dtype, n_ctx, d_head) == asked
+        assert choose_attention(asked, platform, dtype, n_ctx, d_head, False) == asked
 
 
 @pytest.mark.parametrize(
@@ -156,6 +176,15 @@ def test_what_is_chosen(platform, dtype, n_ctx, d_head, chosen):
 )
 def test_what_does_not_fit_is_refused(asked, platform, dtype, n_ctx, d_head, message):
     with pytest.raises(RequestError) as refusal:
-        choose_attention(asked, platform, dtype, n_ctx, d_head)
+        choose_attention(asked, platform, dtype, n_ctx, d_head, False)
     told = str(refusal.value)
     assert told.startswith(f"engine.attention '{asked}' {message}; what fits: xla, blocks")
+
+
+def test_an_attention_without_a_document_mask_is_refused_where_there_is_one():
+    assert choose_attention(None, "gpu", "bfloat16", 128, 64, True) == "xla"
+    assert choose_attention(None, "tpu", "bfloat16", 128, 64, True) == "splash"
+    with pytest.raises(
+        RequestError, match=r"'cudnn' has no model.document_mask; what fits: xla, b"
+    ):
+        choose_attention("cudnn", "gpu", "bfloat16", 128, 64, True)

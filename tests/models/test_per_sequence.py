@@ -20,7 +20,6 @@ from scaling_jax.training.mesh import make_mesh
 from scaling_jax.training.sharding import state_shardings
 
 # These tests compile more than they compute.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 ROWS = 4
 SCANNED = EngineConfig(layers="scan", attention="xla")
 UNROLLED = EngineConfig(layers="unrolled", attention="xla")
@@ -96,7 +95,7 @@ def gradient_fn(graph: Any, case: Case, argnums: Any) -> Any:
 def probed(case: Case, kinds: tuple[str, ...] = KINDS) -> Found:
     """Gradient of the mean over rows, and each row's squared norm at the scale of its own loss."""
     graph, params = graph_and_params(case)
-    gradients = jax.jit(gradient_fn(graph, case, (0, 1)), compiler_options=QUICK)
+    gradients = jax.jit(gradient_fn(graph, case, (0, 1)))
     (gradient, sq_norms), logits_btv = gradients(
         params, zeros(kinds), jnp.asarray(some_windows(case.model)), dropout_keys()
     )
@@ -120,8 +119,7 @@ def one_row_gradients(case: Case) -> Any:
     return jax.jit(
         lambda params, windows_b1t, keys_b1: jax.lax.map(
             lambda row: gradient_fn(graph, case, 0)(params, None, *row), (windows_b1t, keys_b1)
-        ),
-        compiler_options=QUICK,
+        )
     )
 
 
@@ -271,7 +269,6 @@ def test_norms_are_the_same_on_every_mesh_and_in_lanes_and_groups(axes: dict[str
             jax.vmap(lane, spmd_axis_name="lane"),
             in_shardings=(laid, over_lanes),
             out_shardings=over_lanes,
-            compiler_options=QUICK,
         )
         sq_norms = by_lane(params, windows_lgbt)
     for lane_index, group in np.ndindex(LANES, GROUPS):

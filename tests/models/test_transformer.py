@@ -14,7 +14,6 @@ from scaling_jax.models.transformer import Transformer, dropout
 
 TOKENS = np.random.default_rng(1).integers(0, 29, (4, 12), np.int32)
 # These tests compile more than they compute.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 KEYS = jax.random.split(jax.random.key(2), 4)
 
 
@@ -35,12 +34,12 @@ def some_parameters(**changes: Any) -> tuple[Any, Any]:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def initial(config: ModelConfig, seed: jax.Array) -> Any:
     return nnx.state(Transformer(config, nnx.Rngs(jax.random.key(seed))))
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def forward(graph: Any, params: Any, tokens_bt: jax.Array, keys_b: jax.Array | None) -> jax.Array:
     return nnx.merge(graph, params)(tokens_bt, keys_b)
 
@@ -123,7 +122,7 @@ ENGINES = [
 ]
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def forward_and_gradients(graph: Any, params: Any) -> Any:
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
         logits = nnx.merge(graph, params)(jnp.asarray(TOKENS), KEYS)

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from scaling_jax.records.writer import write_study
-from tests.records.runs import begun, row
+from tests.records.runs import ZERO, begun, row
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def out(tmp_path: Path) -> epath.Path:
 def study(out: epath.Path) -> epath.Path:
     """Run a over two attempts, run b diverged; both done with."""
     first = begun(out, "aaa")
-    first.append([{"step_start": 0, "step": 0, "val_loss": 5.5}, row(10), row(20), row(30)])
+    first.append([ZERO, row(10), row(20), row(30)])
     first.flush()
     second = begun(out, "aaa")
     second.append([row(30, train_loss=9.0)])

@@ -16,11 +16,22 @@ from scaling_jax.records.writer import RunWriter
 HERE = {"versions": "jax 1", "device": "cpu", "mesh": "data=1"}
 
 
-def row(step: int, start: int | None = None, **others: Any) -> dict[str, Any]:
-    losses = {
-        "train_loss": 4 - step / 100,
-        "val_loss": 4.5 - step / 100 if step % 20 == 0 else None,
+def evaluated(val_loss: float) -> dict[str, Any]:
+    loss = {"corpus": "validation", "loss": val_loss, "tokens": 64}
+    return {
+        "val_loss": val_loss,
+        "evaluations": [loss],
+        "positions": [loss | {"position_start": 1, "position": 8}],
     }
+
+
+ZERO = {"step_start": 0, "step": 0} | evaluated(5.5)
+
+
+def row(step: int, start: int | None = None, **others: Any) -> dict[str, Any]:
+    losses: dict[str, Any] = {"train_loss": 4 - step / 100}
+    if step % 20 == 0:
+        losses |= evaluated(4.5 - step / 100)
     place = {"step_start": step - 10 if start is None else start, "step": step}
     return place | {"tokens": 512 * step, "batch_tokens": 512, "batch_big": 512} | losses | others
 

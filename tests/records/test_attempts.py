@@ -56,6 +56,12 @@ def test_a_run_may_move_but_not_change(out: epath.Path) -> None:
     moved = {"config": CONFIG["config"] | placed, "row": other_machine}
     assert RunWriter(out, RUN).begin(moved, HERE, steps=100) == 2
     assert files.read_record(out / RUN / "config.json")["config"] == CONFIG["config"]
+    read = {"data": {"source": "a.jsonl"}, "evaluation": {"corpora": {"law": "/law"}}}
+    elsewhere = {
+        "config": CONFIG["config"] | read,
+        "row": CONFIG["row"] | {"data_source": "a.jsonl"},
+    }
+    assert RunWriter(out, RUN).begin(elsewhere, HERE, steps=100) == 3
     changed = {**CONFIG, "row": CONFIG["row"] | {"seed": 1}}
     with pytest.raises(RequestError, match=r"config\.json is of another run .* in row\.seed\."):
         RunWriter(out, RUN).begin(changed, HERE, steps=100)

@@ -8,9 +8,7 @@ from etils import epath
 from scaling_jax.records import load
 from scaling_jax.records.coverage import recorded_until, set_aside_damaged
 from scaling_jax.records.writer import write_study
-from tests.records.runs import begun, damage, noise, row, segment
-
-ZERO = {"step_start": 0, "step": 0, "val_loss": 5.5}
+from tests.records.runs import ZERO, begun, damage, noise, row, segment
 
 
 def flushed(out: epath.Path, *steps: int, resumed_at: int | None = None) -> None:
@@ -64,6 +62,16 @@ def test_a_damaged_side_table_counts_as_its_windows_do(out: epath.Path) -> None:
     damage(segment(out, "aaa", "001-00001", "noise"))
     assert recorded_until(out, "aaa") == 10
     damage(segment(out, "aaa", "001-00000", "noise"))
+    assert recorded_until(out, "aaa") == -1
+
+
+@pytest.mark.parametrize("table", ["evaluations", "positions"])
+def test_the_last_file_of_evaluations_is_not_lost_unseen(out: epath.Path, table: str) -> None:
+    flushed(out, 0, 10, 20, 30, 40, 50)
+    segment(out, "aaa", "001-00002", table).unlink()
+    assert recorded_until(out, "aaa") == 30, "40 was evaluated"
+    for path in (out / "aaa" / table).iterdir():
+        path.unlink()
     assert recorded_until(out, "aaa") == -1
 
 

@@ -14,6 +14,7 @@ from polars.testing import assert_frame_equal
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.records import load
 from scaling_jax.records.coverage import recorded_until
+from scaling_jax.records.schema import SIDE_TABLES
 from scaling_jax.records.store import Records
 from scaling_jax.records.writer import write_study
 from tests.records.runs import begun, damage, noise, row, segment
@@ -88,7 +89,7 @@ def corrupt(ladder: epath.Path, seed: int, rounds: int) -> Tally:
     whole = load(ladder)
     files = sorted(epath.Path(path) for path in ladder.parent.glob("*/*.json"))
     files += sorted(epath.Path(path) for path in ladder.parent.glob("*/*/*.parquet"))
-    assert len(files) == 5 + 2 * (5 + 1)
+    assert len(files) == 5 + 2 * (5 + 1) + 2 * 3
     refused = survived = 0
     for _ in range(rounds):
         path, other = rng.sample(files, 2)
@@ -120,7 +121,7 @@ def load_or_fault(ladder: epath.Path) -> Records | str:
 
 
 def assert_same(found: Records, whole: Records, what: str) -> None:
-    for name in ("runs", "curves", "noise"):
+    for name in ("runs", "curves", *SIDE_TABLES):
         try:
             assert_frame_equal(getattr(found, name), getattr(whole, name), check_exact=True)
         except AssertionError as error:
@@ -184,7 +185,7 @@ def test_a_run_that_goes_on_makes_up_for_what_was_damaged(ladder: epath.Path) ->
     run.append([row(step, noise=[noise(), noise(part="head")]) for step in (20, 30, 40)])
     run.finish("done")
     found = load(ladder)
-    for name in ("curves", "noise"):
+    for name in ("curves", *SIDE_TABLES):
         theirs, mine = (getattr(each, name).drop("attempt") for each in (whole, found))
         assert_frame_equal(mine, theirs, check_row_order=False)
 

@@ -18,7 +18,7 @@ from scaling_jax.records.schema import CURVE_COLUMNS, NOISE_COLUMNS
 from scaling_jax.records.segments import Segment
 from scaling_jax.records.tables import DTYPES
 from scaling_jax.records.writer import write_study
-from tests.records.runs import begun, fault, noise, row, segment
+from tests.records.runs import ZERO, begun, fault, noise, row, segment
 
 
 def test_two_attempts_make_one_curve(study: epath.Path) -> None:
@@ -49,7 +49,7 @@ def test_the_folder_may_be_here(study: epath.Path, monkeypatch: pytest.MonkeyPat
 def test_an_attempt_from_the_start_repeats_step_0(out: epath.Path) -> None:
     for _ in range(2):
         run = begun(out, "aaa")
-        run.append([{"step_start": 0, "step": 0, "val_loss": 5.5}, row(10)])
+        run.append([ZERO, row(10)])
         run.flush()
     write_study(out, "ladder", "", [], {"a": "aaa"})
     curves = load(out).curves

@@ -80,7 +80,7 @@ run = begun(out, "aaa")
 run.append([row(10)])
 run.flush()
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-run.append([row(20)])
+run.append([row(30, 10)])
 try:
     run.flush()
 except WorkError as error:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
+import numpy as np
+import polars as pl
 import pytest
 from markupsafe import escape
 
 from scaling_jax import laws
 from scaling_jax.laws.noise_report import measure_noise
 from scaling_jax.records.store import Records
+from scaling_jax.report.beside import measure_beside
 from scaling_jax.report.page import write_report
 from scaling_jax.report.words import lamp_label, number
 
@@ -156,6 +159,36 @@ def test_a_true_fit_fills_the_page(study, tmp_path):
     assert "<h3>Exponents of single sizes</h3>" in html and "Note: one run a size" in html
     for one in found.excluded:
         assert str(escape(one["reason"])) in html
+
+
+def test_positions_and_other_corpora_have_a_place_where_they_were_recorded(study, tmp_path):
+    T = np.arange(1, 33)
+    ends = study.curves.drop_nulls("val_loss").select("run_id", "attempt", "step_start", "step")
+    table = ends.join(
+        pl.DataFrame({"corpus": "validation", "position_start": T, "position": T, "tokens": 10,
+                      "loss": 2 + 3 * T**-0.5 + 0.001 * np.sin(T)}),
+        how="cross",
+    )  # fmt: skip
+    curves = study.curves.with_columns(
+        loss_books=pl.col("val_loss") * 1.1 + 0.2 + 0.001 * pl.col("step").sin(),
+        loss_books_se=pl.lit(0.02),
+        loss_test=pl.col("val_loss") + 0.001 * pl.col("step").cos(),
+        loss_poems=pl.lit(4.0),
+    )
+    records = Records(study.runs, curves, study.source, sides={"positions": table})
+    beside = measure_beside(records)
+    html = write_report(records, None, "no fit", None, tmp_path, beside).read_text()
+    check(html)
+    for stem in ("loss_by_position", "position_over_training", "position_against_size", "transfer"):
+        assert (tmp_path / "figures" / f"{stem}.svg").exists()
+    along = html[html.index("<h2>Loss along the context") : html.index("<h2>Transfer to other")]
+    assert "d88" in along and "a + b T<sup>−c</sup>" in along
+    other = html[html.index("<h2>Transfer to other") : html.index("<h2>Gradient noise")]
+    assert "books" in other and "test split" in other and "± 0.02" in other
+    assert "every point: it is not a loss that was measured" in other  # poems
+    assert measure_beside(study) == (None, None)
+    plain = write_report(study, None, "no fit", None, tmp_path, measure_beside(study)).read_text()
+    assert "<h2>Loss along" not in plain and "<h2>Transfer" not in plain
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from flax import nnx
 
 from scaling_jax.config import MeshConfig, ModelConfig, RunConfig
 from scaling_jax.data.corpus import Corpus, build
+from scaling_jax.data.training_set import largest_set
 from scaling_jax.models.transformer import Transformer
 from scaling_jax.settings import parse_config
 from scaling_jax.study import program_key
@@ -80,7 +81,8 @@ def compiled(corpus: Corpus) -> Callable[..., Program]:
     programs: dict[Any, Program] = {}
 
     def get(config: RunConfig, lanes: int = 1, **axes: int) -> Program:
-        key = (program_key(config), lanes, tuple(sorted(axes.items())))
+        n_tokens = largest_set([config], corpus)
+        key = (program_key(config), lanes, n_tokens, tuple(sorted(axes.items())))
         if key not in programs:
             mesh = make_mesh(MeshConfig(**axes))
             with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer

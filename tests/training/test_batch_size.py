@@ -23,7 +23,7 @@ from scaling_jax.training.batch_size import (
     observe,
     start,
 )
-from scaling_jax.training.evaluation import mean_and_error
+from scaling_jax.training.evaluation import evaluation_entries
 from scaling_jax.training.saving import Checkpoints
 from scaling_jax.training.trainer import train_cohort
 
@@ -280,11 +280,12 @@ def test_a_ramp_is_its_parts_joined_by_hand(tiny, compiled, tmp_path):
         assert row["train_loss"] == pytest.approx(np.mean(losses[updates]), rel=1e-14)
         assert row["lr"] == pytest.approx(np.mean(rates[updates]), rel=1e-14)
     assert rows[-1]["tokens"] == (25 * 8 + 15 * 16 + 20 * 8) * 8
-    sums = np.asarray(program.evaluate(state))[0]
-    assert rows[-1]["val_loss"] == mean_and_error(sums, program.evaluation.document_tokens)[0]
+    entries = evaluation_entries(program.evaluation, np.asarray(program.evaluate(state))[0])
+    assert entries is not None
+    assert rows[-1]["val_loss"] == entries["val_loss"]
     assert rates[30] == pytest.approx(math.sqrt(2) * rates[0], rel=1e-6)
     larger = program.at_batch([sixteen])
     assert larger is program.at_batch([sixteen])
     assert program is program.at_batch([config])
     assert (larger.sequences, larger.cut) == (16, (4, 1))
-    assert larger._tokens is program._tokens
+    assert larger._resident is program._resident

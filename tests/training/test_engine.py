@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
 from scaling_jax.config import EngineConfig
@@ -15,13 +14,8 @@ from scaling_jax.training.engine import (
     resolve_engine,
 )
 
-TOKENS = np.zeros(1000, np.uint16)
+TOKENS, ITEMSIZE = 1000, 2
 ROOMY = 2**34
-
-
-def more_than_int32() -> np.ndarray:
-    """As many tokens as no int32 addresses, of no memory."""
-    return np.broadcast_to(np.uint16(0), (MOST_DEVICE_TOKENS + 1,))
 
 
 @pytest.mark.parametrize(
@@ -37,6 +31,11 @@ def more_than_int32() -> np.ndarray:
             {"compute_dtype": "bfloat16", "model": {"d_model": 128}},
             ("cudnn", "unrolled", "device", "none"),
         ),
+        (
+            "gpu",
+            {"compute_dtype": "bfloat16", "model": {"d_model": 128, "document_mask": True}},
+            ("xla", "unrolled", "device", "none"),
+        ),
         ("tpu", {"model": {"n_ctx": 128}}, ("splash", "unrolled", "device", "none")),
         # unrolled layers are not computed anew on a CPU
         ("cpu", {"engine": {"remat": "full"}}, ("blocks", "scan", "device", "full")),
@@ -50,31 +49,31 @@ def more_than_int32() -> np.ndarray:
 def test_what_is_not_asked_for_is_chosen(
     tiny: Any, platform: str, changes: dict[str, Any], expected: tuple[str, ...]
 ) -> None:
-    engine = resolve_engine(tiny(**changes), TOKENS, platform, ROOMY)
+    engine = resolve_engine(tiny(**changes), TOKENS, ITEMSIZE, platform, ROOMY)
     assert (engine.attention, engine.layers, engine.feed, engine.remat) == expected
     assert describe_engine(engine) == "attention={} layers={} feed={} remat={}".format(*expected)
 
 
 def test_a_corpus_lies_on_the_device_where_it_fits(tiny: Any) -> None:
-    def feed(tokens: np.ndarray, memory: int, **asked: Any) -> str | None:
-        return resolve_engine(tiny(engine=asked), tokens, "cpu", memory).feed
+    def feed(n_tokens: int, memory: int, **asked: Any) -> str | None:
+        return resolve_engine(tiny(engine=asked), n_tokens, ITEMSIZE, "cpu", memory).feed
 
-    assert feed(TOKENS, 4 * TOKENS.nbytes) == "device"
-    assert feed(TOKENS, 4 * TOKENS.nbytes - 1) == "host"
+    assert feed(TOKENS, 4 * TOKENS * ITEMSIZE) == "device"
+    assert feed(TOKENS, 4 * TOKENS * ITEMSIZE - 1) == "host"
     assert feed(TOKENS, 1, feed="device") == "device"
     assert feed(TOKENS, ROOMY, feed="host") == "host"
-    assert feed(more_than_int32(), 2**50) == "host"
+    assert feed(MOST_DEVICE_TOKENS + 1, 2**50) == "host"
     with pytest.raises(RequestError, match=r"2,147,483,647 tokens at most.*engine.feed=host"):
-        feed(more_than_int32(), 2**50, feed="device")
+        feed(MOST_DEVICE_TOKENS + 1, 2**50, feed="device")
 
 
 def test_an_attention_that_the_platform_lacks_is_refused(tiny: Any) -> None:
     with pytest.raises(RequestError, match=r"engine.attention 'cudnn' needs an NVIDIA GPU"):
-        resolve_engine(tiny(engine={"attention": "cudnn"}), TOKENS, "cpu", ROOMY)
+        resolve_engine(tiny(engine={"attention": "cudnn"}), TOKENS, ITEMSIZE, "cpu", ROOMY)
 
 
 def test_lanes_stay_as_asked_for(tiny: Any) -> None:
-    engine = resolve_engine(tiny(engine={"lanes": 3}), TOKENS, "cpu", ROOMY)
+    engine = resolve_engine(tiny(engine={"lanes": 3}), TOKENS, ITEMSIZE, "cpu", ROOMY)
     assert engine == EngineConfig(
         lanes=3, attention="blocks", layers="unrolled", feed="device", remat="none"
     )

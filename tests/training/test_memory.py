@@ -2,10 +2,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from scaling_jax.config import EngineConfig, MeshConfig
+from scaling_jax.training.evaluation import make_evaluate, rows_at_once
 from scaling_jax.training.memory import Memory, estimate_memory
+from scaling_jax.training.mesh import make_mesh
+from scaling_jax.training.program import abstract_state
 
 PLAIN = EngineConfig(attention="xla", layers="unrolled", feed="device")
 # Large enough that no constant of the program counts.
@@ -63,7 +68,7 @@ def test_the_estimate_is_about_what_the_compiler_reports(tiny, compiled, changes
     program = compiled(config, lanes, **axes)
     tokens = program.corpus.train.tokens.nbytes
     estimate = estimate_memory(config, program.engine, MeshConfig(**axes), lanes, tokens)
-    assert 0.7 < estimate.total / program.memory < 1.5
+    assert 0.7 < (estimate.total - estimate.evaluation) / program.memory < 1.5
 
 
 def memory(config: Any, engine: EngineConfig = PLAIN, lanes: int = 1, **axes: int) -> Memory:
@@ -83,7 +88,40 @@ def test_each_axis_cuts_what_it_is_for(tiny):
     assert tensor.state == pytest.approx(whole.state / 2, rel=0.01)
     assert whole.activations / 2 < tensor.activations < whole.activations
     assert {one.tokens for one in (whole, lanes, data, fsdp, tensor)} == {1000}
-    assert whole.total == whole.state + whole.gradients + whole.activations + 1000
+    parts = whole.state + whole.gradients + whole.activations + whole.evaluation + 1000
+    assert whole.total == parts
+
+
+EVALUATED: dict[str, tuple[dict[str, Any], int, dict[str, int]]] = {
+    "vocabulary": ({"model": {**SHAPE, "n_vocab": 4096}}, 1, {}),
+    "lanes": ({"model": {**SHAPE, "n_vocab": 4096}}, 3, {}),
+    "context": ({"model": {**SHAPE, "n_ctx": 256}}, 1, {}),
+    "data": ({"model": {**SHAPE, "n_vocab": 4096}}, 1, {"data": 4}),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "lanes", "axes"), [pytest.param(*case, id=name) for name, case in EVALUATED.items()]
+)
+def test_an_evaluation_needs_about_what_the_compiler_reports(tiny, quick_jit, changes, lanes, axes):
+    config = tiny(
+        **changes, evaluation={"tokens": 20000}, batch={"sequences": 4, "microbatches": 1}
+    )
+    rows = rows_at_once(config, 10**9, axes.get("data", 1))
+    n_ctx = config.model.n_ctx
+    batches = 2 * 20000 // (rows * n_ctx)
+    evaluate = jax.vmap(make_evaluate(config, PLAIN), in_axes=(0, None), spmd_axis_name="lane")
+    mesh = make_mesh(MeshConfig(**axes))
+    state = abstract_state(config, lanes, mesh)
+    window_nbt = jax.ShapeDtypeStruct((batches, rows, n_ctx + 1), jnp.int32)
+    with jax.set_mesh(mesh):
+        compiled = quick_jit(evaluate).lower(state.params, window_nbt).compile()
+    reported = compiled.memory_analysis()
+    needed = reported.temp_size_in_bytes + reported.output_size_in_bytes
+    estimate = memory(config, lanes=lanes, **axes)
+    assert estimate.evaluation > 0
+    of_update = estimate.gradients + estimate.activations
+    assert 0.6 < (of_update + estimate.evaluation) / needed < 1.7
 
 
 def test_lanes_of_one_device_add_up(tiny):
@@ -107,10 +145,10 @@ def test_what_is_measured_takes_memory(tiny):
     plain = memory(tiny())
     metric = memory(tiny(noise={"preconditioned": True}))
     assert metric.gradients - plain.gradients == pytest.approx(plain.state / 3, abs=1)
-    assert metric._replace(gradients=plain.gradients) == plain
+    assert metric._replace(gradients=plain.gradients, evaluation=plain.evaluation) == plain
     own = memory(tiny(noise={"sequences": "all"}))
     assert own.activations > plain.activations
-    assert own._replace(activations=plain.activations) == plain
+    assert own._replace(activations=plain.activations, evaluation=plain.evaluation) == plain
 
 
 def test_the_state_is_that_of_the_optimizer(tiny):

@@ -80,14 +80,15 @@ def test_it_learns(tiny, compiled, train):
 @pytest.fixture(scope="module")
 def unlike(tiny):
     """Eight runs of one shape and every number different, one of which diverges."""
+    data = {"unique_tokens": 3000}
     return [
-        tiny(steps=100),
-        tiny(steps=100, seed=1),
-        tiny(steps=100, data={"seed": 3}),
+        tiny(steps=100, data=data),
+        tiny(steps=100, data=data, seed=1),
+        tiny(steps=100, data=data | {"seed": 3}),
         tiny(steps=100, data={"unique_tokens": 300}),
-        tiny(steps=100, optimizer={"lr_peak": 3e-3, "weight_decay": 0.1}),
-        tiny(steps=100, schedule={"warmup_steps": 20}),
-        tiny(steps=100, optimizer={"lr_peak": 1e30}),
+        tiny(steps=100, data=data, optimizer={"lr_peak": 3e-3, "weight_decay": 0.1}),
+        tiny(steps=100, data=data, schedule={"warmup_steps": 20}),
+        tiny(steps=100, data=data, optimizer={"lr_peak": 1e30}),
         tiny(steps=70, seed=2, data={"seed": 5, "unique_tokens": 2000}),
     ]
 
@@ -145,7 +146,7 @@ def test_every_mesh_gives_the_curve_of_one_device(tiny, compiled, train, axes, l
 
 @pytest.mark.parametrize("axes", [pytest.param({}, marks=pytest.mark.slow), {"lane": 2, "data": 4}])
 def test_batches_of_the_host_are_those_of_the_device(tiny, compiled, train, axes):
-    subsets = [{"seed": 1}, {"seed": 2, "unique_tokens": 300}]
+    subsets = [{"seed": 1, "unique_tokens": 2000}, {"seed": 2, "unique_tokens": 300}]
     cut = {"batch": {"microbatches": 1}}
     losses = {}
     for feed in ("device", "host"):
@@ -155,6 +156,60 @@ def test_batches_of_the_host_are_those_of_the_device(tiny, compiled, train, axes
         losses[feed] = train(program, configs, [50, 1, 9])[1].loss
     np.testing.assert_array_equal(losses["host"], losses["device"])
     assert np.abs(losses["host"][0] - losses["host"][1]).max() > 0.01
+
+
+EPOCHS = [
+    {"seed": 1, "unique_tokens": 999},
+    {"seed": 2, "unique_tokens": 300},
+]
+
+
+@pytest.mark.parametrize("order", [pytest.param("epochs", marks=pytest.mark.slow), "documents"])
+def test_epochs_of_the_host_are_those_of_the_device(tiny, compiled, train, order):
+    cut = {"batch": {"microbatches": 1}, "model": {"document_mask": order == "documents"}}
+    states = {}
+    for feed in ("device", "host"):
+        configs = [
+            tiny(**cut, data={"order": order, **data}, engine={"feed": feed}) for data in EPOCHS
+        ]
+        program = compiled(configs[0], lanes=2, lane=2, data=2)
+        assert program.engine.feed == feed
+        states[feed] = train(program, configs, [50, 1, 9])
+    assert_bitwise(states["device"], states["host"])
+    losses = states["host"][1].loss
+    assert np.isfinite(losses).all() and np.abs(losses[0] - losses[1]).max() > 0.01
+    # more than an epoch of one, and of the other less than one
+    windows = [program.source.windows_an_epoch(each["unique_tokens"]) for each in EPOCHS]
+    assert windows[1] < 60 * 8 and program.source.tokens.size == 999
+
+
+@pytest.mark.parametrize("order", ["epochs", pytest.param("documents", marks=pytest.mark.slow)])
+def test_steps_of_epochs_are_a_function_of_the_step(tiny, compiled, order):
+    """From step 30 on, a state that is given there goes the same way in any chunks."""
+    config = tiny(data={"order": order, "unique_tokens": 700})
+    program = compiled(config)
+    numbers = program.place([config])
+    found = []
+    for lengths in ([40], [33, 7], [1] * 40):
+        state, step = program.init(numbers), 30
+        for n in lengths:
+            state, _ = program.chunk(state, step, n, numbers)
+            step += n
+        found.append(state)
+    assert_bitwise(found[0], found[1])
+    assert_bitwise(found[0], found[2])
+
+
+def test_masked_documents_on_a_mesh_give_the_curve_of_one_device(tiny, compiled, train):
+    config = tiny(**WIDE | {"model": {**WIDE["model"], "document_mask": True}},
+                  data={"order": "documents"})  # fmt: skip
+    curves = []
+    for axes in ({}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        curves.append(train(compiled(config, **axes), [config], [20])[1])
+    for name in MEASURED:
+        np.testing.assert_allclose(
+            getattr(curves[1], name)[0], getattr(curves[0], name)[0], rtol=1e-4
+        )
 
 
 def test_bfloat16_follows_float32(tiny, compiled, train):

@@ -15,11 +15,11 @@ from scaling_jax.training.sharding import replicated
 from scaling_jax.training.step import (
     TrainState,
     dropout_keys,
-    gather_windows,
     init_state,
     make_model,
     make_update,
     numbers_of,
+    target_weights,
     token_losses,
 )
 
@@ -220,11 +220,86 @@ def test_dropout_draws_the_same_however_the_batch_is_cut(tiny, some_parameters, 
     assert abs(of_another_seed[0] - whole[0]) > 1e-3 * whole[0]
 
 
-def test_windows_are_gathered_as_they_stand():
-    starts = jnp.array([0, 7, 491], jnp.int32)
-    found = gather_windows(jnp.asarray(TOKENS), starts, 8)
-    assert found.dtype == jnp.int32
-    np.testing.assert_array_equal(found, [TOKENS[s : s + 9] for s in (0, 7, 491)])
+@pytest.mark.parametrize("cut", [Cut(1, 1), Cut(4, 1), Cut(2, 2)])
+def test_a_loss_is_the_mean_over_the_targets_that_count(
+    config, state, cut, quick_jit, some_parameters
+):
+    window_bt, valid_b = jnp.asarray(batch(3, 2, 24)), np.arange(24) % 8 + 1
+    model = make_model(config, EngineConfig())
+
+    @quick_jit
+    @jax.value_and_grad
+    def mean(params):
+        losses_bt = token_losses(model(params, window_bt[:, :-1]), window_bt[:, 1:])
+        counts_bt = jnp.arange(8)[None, :] < valid_b[:, None]
+        return jnp.where(counts_bt, losses_bt, 0.0).sum() / float(valid_b.sum())
+
+    loss, gradient = mean(state.params)
+    unclipped = config.model_copy(
+        update={"optimizer": config.optimizer.model_copy(update={"grad_clip": None})}
+    )
+    optimizer = make_optimizer(unclipped.optimizer, lr=0.0, weight_decay=0.0)
+    state = state._replace(opt_state=optimizer.init(state.params))
+    update = quick_jit(make_update(unclipped, EngineConfig(), cut))
+    with jax.set_mesh(make_mesh(MeshConfig(data=cut.width))):
+        after, measured = update(
+            state, jnp.int32(7), numbers_of(config, 500), window_bt, jnp.asarray(valid_b)
+        )
+    np.testing.assert_allclose(measured.loss, loss, rtol=1e-6)
+    for before, moved, g in zip(
+        *map(jax.tree.leaves, (state.params, after.params, gradient)), strict=True
+    ):
+        np.testing.assert_allclose(moved - before, -LR * g, rtol=1e-3, atol=3e-6)
+    # What does not count may be anything.
+    other = np.where(np.arange(9) > valid_b[:, None], 5, np.asarray(window_bt))
+    with jax.set_mesh(make_mesh(MeshConfig(data=cut.width))):
+        _, again = update(state, jnp.int32(7), numbers_of(config, 500), other, jnp.asarray(valid_b))
+    assert (other != window_bt).any()
+    np.testing.assert_array_equal(again.loss, measured.loss)
+    if cut.groups > 1:
+        np.testing.assert_allclose(again.grad_sq_small, measured.grad_sq_small, rtol=1e-6)
+
+
+def test_norms_of_single_sequences_are_those_of_what_counts(tiny, some_parameters, quick_jit):
+    config = tiny(
+        model={"n_vocab": 29}, batch={"sequences": 6, "microbatches": 1},
+        noise={"sequences": "all"},
+    )  # fmt: skip
+    params = some_parameters(config.model)
+    optimizer = make_optimizer(config.optimizer, lr=0.0, weight_decay=0.0)
+    state = TrainState(params, optimizer.init(params), jnp.asarray(True))
+    window_bt, valid_b = batch(3, 2, 6), jnp.asarray([8, 3, 1, 8, 5, 2])
+    model = make_model(config, EngineConfig())
+
+    @quick_jit
+    def sq_norms(params):
+        def row(params, window_t, n):
+            losses_t = token_losses(model(params, window_t[None, :-1]), window_t[None, 1:])[0]
+            share = 6 / valid_b.sum().astype(jnp.float32)
+            return jnp.where(jnp.arange(8) < n, losses_t, 0.0).sum() * share
+
+        gradients = jax.vmap(jax.grad(row), in_axes=(None, 0, 0))(params, window_bt, valid_b)
+        return sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients)) / 6
+
+    update = quick_jit(make_update(config, EngineConfig(), Cut(1, 1)))
+    with jax.set_mesh(make_mesh(MeshConfig())), jax.numpy_dtype_promotion("standard"):
+        expected = sq_norms(params)
+        _, measured = update(state, jnp.int32(7), numbers_of(config, 500), window_bt, valid_b)
+    measures = noise_measures(config, Cut(1, 1))
+    total = [m.source == "sequences" and m.part == "total" for m in measures].index(True)
+    np.testing.assert_allclose(measured.grad_sq_small[total], expected, rtol=1e-5)
+
+
+def test_weights_have_mean_one_and_leave_out_what_does_not_count():
+    weights = np.asarray(target_weights(jnp.asarray([3, 1, 4], jnp.int32), 4))
+    assert weights.dtype == np.float32
+    assert weights.mean() == pytest.approx(1.0)
+    np.testing.assert_array_equal(weights > 0, [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+
+
+def test_a_run_has_the_windows_of_an_epoch_where_it_has_epochs(tiny):
+    assert numbers_of(tiny(), 500).n_windows is None
+    assert numbers_of(tiny(), 500, 63).n_windows == 63
 
 
 def test_token_losses_are_those_of_float64(quick_jit):

@@ -12,7 +12,7 @@ from scaling_jax.config import RunConfig
 from scaling_jax.records.status import run_status
 from scaling_jax.records.writer import RunWriter, write_study
 from scaling_jax.training import trainer
-from scaling_jax.training.evaluation import mean_and_error
+from scaling_jax.training.evaluation import evaluation_entries
 from scaling_jax.training.saving import Checkpoints
 from scaling_jax.training.trainer import Ended, train_cohort
 from scaling_jax.training.windows import evaluation_steps
@@ -113,9 +113,24 @@ def test_what_is_measured_is_what_is_recorded(program, cohort, train, train_reco
         evaluated = {row["step"]: row for row in rows if row["val_loss"] is not None}
         assert list(evaluated) == evaluation_steps(config) == [0, 1, 10, 100, STEPS]
         for step, state in states.items():
-            sums = np.asarray(program.evaluate(state))[lane]
-            expected = mean_and_error(sums, program.evaluation.document_tokens)
-            assert (evaluated[step]["val_loss"], evaluated[step]["val_loss_se"]) == expected
+            losses = np.asarray(program.evaluate(state))[lane]
+            expected = evaluation_entries(program.evaluation, losses)
+            assert expected is not None
+            for table in ("evaluations", "positions"):
+                found = loaded.sides[table].filter(run_id=f"id-{name}", step=step)
+                assert found.select(*expected[table][0]).to_dicts() == expected[table]
+            test = expected["evaluations"][1]
+            assert test["corpus"] == "test"
+            expected |= {"loss_test": test["loss"], "loss_test_se": test["loss_se"]}
+            for column in ("val_loss", "val_loss_se", "loss_test", "loss_test_se"):
+                assert evaluated[step][column] == expected[column]
+        best = min(evaluated.values(), key=lambda row: row["val_loss"])
+        run = loaded.runs.filter(name=name)
+        assert run.select("best_step", "best_val_loss", "best_test_loss").row(0) == (
+            best["step"],
+            best["val_loss"],
+            best["loss_test"],
+        )
         status = run_status(epath.Path(tmp_path), f"id-{name}")
         assert status is not None
         assert status["compile_s"] == program.compile_s
@@ -184,10 +199,9 @@ def test_a_shorter_lane_is_recorded_to_its_own_end(uneven, program, train, train
             if row["step"] <= 103:
                 updates = slice(row["step_start"], row["step"])
                 assert row["train_loss"] == window.loss[lane, updates].astype(float).mean()
-    sums = np.asarray(program.evaluate(state))[1]
-    assert (
-        rows["short"][-1]["val_loss"] == mean_and_error(sums, program.evaluation.document_tokens)[0]
-    )
+    entries = evaluation_entries(program.evaluation, np.asarray(program.evaluate(state))[1])
+    assert entries is not None
+    assert rows["short"][-1]["val_loss"] == entries["val_loss"]
     assert [step for step, _, _ in told.calls][-1] == STEPS
 
 
@@ -296,3 +310,18 @@ def test_chunks_are_no_longer_than_they_may_take(cohort, train_recorded, monkeyp
     for one, other in zip(curve_of(whole, "fast"), curve_of(parts, "fast"), strict=True):
         assert one["train_loss"] == other["train_loss"]
         assert one["val_loss"] == other["val_loss"]
+
+
+def test_epochs_in_an_order_are_windows_by_those_of_an_epoch(tiny, compiled, tmp_path):
+    config = tiny(data={"order": "epochs", "unique_tokens": 700}, steps=30)
+    out, program = epath.Path(tmp_path), compiled(config)
+    write_study(out, "study", "", [], {"run": "id-run"})
+    writer = RunWriter(out, "id-run")
+    doc = {"config": config.model_dump(mode="json"), "row": {"seed": config.seed}}
+    writer.begin(doc, dict.fromkeys(("versions", "device", "mesh", "engine"), ""), config.steps)
+    checkpoints = Checkpoints(out, {"id-run": {}}, ())
+    train_cohort({"run": config}, program, {"run": writer}, checkpoints, None, never, Told())
+    checkpoints.close()
+    last = curve_of(records.load(tmp_path / "study"), "run")[-1]
+    assert last["tokens"] == 30 * 8 * 8
+    assert last["epochs"] == pytest.approx(30 * 8 / 88)

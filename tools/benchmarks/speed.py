@@ -51,7 +51,7 @@ def _row(shape: Shape, n_devices: int, effort: Effort) -> dict[str, Any]:
     config = run_config(shape)
     candidates = {
         "one run": trained([config]),
-        "plain Flax": train_plainly(config, made_up_corpus().train.tokens),
+        "plain Flax": train_plainly(config, np.asarray(made_up_corpus().train.tokens)),
     }
     if n_devices > 1:
         candidates["a run a device"] = trained(

@@ -8,6 +8,7 @@ from scaling_jax.report.figures.compute import (
     envelope,
     sample_efficiency,
 )
+from scaling_jax.report.figures.corpora import transfer_corpora
 from scaling_jax.report.figures.curves import learning_curves, loss_against_compute, size_colours
 from scaling_jax.report.figures.frontier import (
     contradiction,
@@ -19,6 +20,11 @@ from scaling_jax.report.figures.frontier import (
 )
 from scaling_jax.report.figures.laws import l_ns_fit, law_fit, overfitting, profile
 from scaling_jax.report.figures.noise import noise_against_loss, noise_parts
+from scaling_jax.report.figures.positions import (
+    loss_against_size,
+    loss_by_position,
+    position_over_training,
+)
 from scaling_jax.report.figures.style import SizeColours, render
 from scaling_jax.report.figures.sweeps import critical_batch, isoflop
 
@@ -39,10 +45,13 @@ __all__ = [
     "law_fit",
     "learning_curves",
     "loss_against_compute",
+    "loss_against_size",
     "loss_at_fixed_compute",
+    "loss_by_position",
     "noise_against_loss",
     "noise_parts",
     "overfitting",
+    "position_over_training",
     "profile",
     "render",
     "required_data",
@@ -50,4 +59,5 @@ __all__ = [
     "size_colours",
     "suboptimal_size",
     "transfer",
+    "transfer_corpora",
 ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_jax.data import embedded
+from scaling_jax.data.sources import embedded
 from scaling_jax.errors import RequestError
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
@@ -61,3 +62,14 @@ def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
     with pytest.raises(RequestError, match=r"gone\.py"):
         list(embedded.documents(tmp_path))
+
+
+def test_the_source_gives_the_documents_and_knows_its_files():
+    source = embedded.Embedded()
+    assert list(source.documents()) == list(embedded.documents())
+    key = source.key()
+    assert key == embedded.Embedded().key() == json.loads(json.dumps(key))
+    assert [file[0] for file in key["files"]] == [
+        document_id for document_id, _ in source.documents()
+    ]
+    assert (source.name, source.n_vocab, source.skipped) == ("embedded", None, {})
