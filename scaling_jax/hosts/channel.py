@@ -139,7 +139,7 @@ class Channel:
             if kind == "stop":
                 self.stop_asked = self.stop_asked or message["reason"]
             elif kind == "fail":
-                self._end(message["message"], message["code"])
+                self._end(message["message"], message["code"], knows=link)
             elif kind == "bye":
                 link.left = True
             elif kind != "beat":
@@ -159,10 +159,11 @@ class Channel:
         if not self._closing.is_set():
             self._end(f"process {link.index} ({link.name}) {how}; {_REMEDY}", 1)
 
-    def _end(self, message: str, code: int) -> NoReturn:
+    def _end(self, message: str, code: int, knows: Link | None = None) -> NoReturn:
         self._ending.acquire()  # never released: one thread ends the process
-        for link in self._links:  # the lost one too: it may live, and only be silent
-            link.send({"kind": "fail", "message": message, "code": code}, patience_s=1.0)
+        for link in self._links:
+            if link is not knows:  # but to one that is lost: it may live, and only be silent
+                link.send({"kind": "fail", "message": message, "code": code}, patience_s=1.0)
         end_process(message, code)
 
 
