@@ -38,30 +38,30 @@ OTHERS = (
     "french",
     "german",
 )
-RATES = {16: 1e-2, 32: 7e-3, 64: 5e-3, 96: 4e-3}  # d_model: lr_peak
+RATES = {12: 1.5e-2, 24: 1e-2, 48: 5e-3, 72: 3e-3}  # d_model: lr_peak
 
 
 def run(d_model: int) -> RunConfig:
-    """Two layers, 8 sequences of 128 tokens an update, one epoch of a small part of the books."""
+    """Two layers, 16 sequences of 128 tokens an update, one epoch of a small part of the books."""
     return RunConfig(
         model=ModelConfig(
-            n_layer=2, d_model=d_model, n_head=max(1, d_model // 32), n_ctx=128, n_vocab=4096
+            n_layer=2, d_model=d_model, n_head=max(1, d_model // 24), n_ctx=128, n_vocab=1024
         ),
         data=DataConfig(
             source="books/main.jsonl.xz",
-            tokenizer=TokenizerConfig(name="bpe", n_vocab=4096),
+            tokenizer=TokenizerConfig(name="bpe", n_vocab=1024),
             split_on="#",
             order="epochs",
         ),
-        batch=BatchConfig(sequences=8),
+        batch=BatchConfig(sequences=16),
         optimizer=OptimizerConfig(lr_peak=RATES[d_model], beta2=0.99, grad_clip=1.0),
         schedule=ScheduleConfig(name="cosine", warmup_steps=100),
         evaluation=EvaluationConfig(
-            tokens=65_536,
-            per_decade=3,
+            tokens=32_768,
+            per_decade=6,
             corpora={name: f"books/transfer_{name}.jsonl.xz" for name in OTHERS},
         ),
-        steps=1_000,
+        steps=2_000,
     )
 
 

@@ -183,6 +183,8 @@ def test_closing_early_ends_the_threads(taken):
     feed.take(taken)
     assert set(threading.enumerate()) > before
     feed.close()
+    for late in set(threading.enumerate()) - before:  # one that had not begun to gather
+        late.join(10)
     assert set(threading.enumerate()) == before
     feed.close()
     with pytest.raises(ValueError, match="closed"):
