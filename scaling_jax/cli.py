@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,13 @@ def run(
     budget: Annotated[
         str | None, arg(metavar="TIME", help="Stop at a checkpoint after so long: 90s, 30m, 2h.")
     ] = None,
+    hosts: Annotated[
+        str | None,
+        arg(
+            metavar="auto|ADDRESS:PORT,INDEX/COUNT",
+            help="Train together with other hosts: where process 0 is, which this is, of how many.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Train what is not finished of the study that an experiment file declares."""
@@ -59,27 +67,34 @@ def run(
     from scaling_jax.executors.progress import StudyProgress
     from scaling_jax.executors.startup import start_jax
     from scaling_jax.executors.stopping import StopOnRequest, parse_budget
+    from scaling_jax.hosts.agreement import is_writer, together
+    from scaling_jax.hosts.checks import code_facts, require_same, study_facts
+    from scaling_jax.hosts.start import many_hosts
     from scaling_jax.records.files import as_path
 
     stopping = StopOnRequest(None if budget is None else parse_budget(budget))
     place = as_path(out)
     start_jax()
-    messages = Console(stderr=json)
-    with PreparationProgress(messages) as preparing:
-        corpus = load_corpus(*what_is_read(study), told=preparing.told)
-    if dry_run:
-        return _dry_run(plan_cohorts(study, corpus), corpus, json)
-    with stopping as stop, StudyProgress(messages) as progress:
-        statuses = run_study(study, place, corpus, progress, stop)
+    with many_hosts(hosts, code_facts() | study_facts(study)):
+        messages = Console(stderr=json, quiet=not is_writer())
+        with PreparationProgress(messages) as preparing:
+            corpus = load_corpus(*what_is_read(study), told=preparing.told)
+        require_same({"the corpus": corpus.fingerprint[:16]}, wait_s=inf)
+        if dry_run:
+            return _dry_run(plan_cohorts(study, corpus), corpus, json, is_writer())
+        with stopping as stop, StudyProgress(messages) as progress:
+            statuses = run_study(study, place, corpus, progress, stop)
+        stopped = together(stop)()
+        writer = is_writer()
     tally = Counter(statuses.values())
     folder = place / study.name
-    if json:
+    if json and writer:
         print_json({"study": study.name, "folder": str(folder), "runs": statuses})
     else:
         states = ", ".join(f"{count} {status}" for status, count in tally.items())
         messages.print(f"{folder}: {states}", highlight=False, soft_wrap=True)
-    if stop() is not None:
-        raise WorkError(f"{stop()}; the same command goes on with what is not finished")
+    if stopped is not None:
+        raise WorkError(f"{stopped}; the same command goes on with what is not finished")
     return 0 if tally["done"] == len(statuses) else 1
 
 
@@ -171,11 +186,13 @@ def _look_ahead(records: Records, may_stop: str | None) -> Any:
     return look_ahead(records, may_stop)
 
 
-def _dry_run(cohorts: list, corpus: Any, as_json: bool) -> int:
+def _dry_run(cohorts: list, corpus: Any, as_json: bool, shown: bool) -> int:
     from scaling_jax.executors.dry_run import COLUMNS, describe_runs
 
     print("timing the smallest and the largest shape", file=sys.stderr)
     rows = describe_runs(cohorts, corpus)
+    if not shown:
+        return 0
     if as_json:
         print_json({"runs": rows, "seconds": sum(row["seconds"] for row in rows)})
         return 0

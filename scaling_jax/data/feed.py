@@ -40,6 +40,7 @@ class HostFeed:
 
     Lane l draws from the first `n_tokens[l]` tokens of `source` by `seeds[l]`. The tokens may be
     mapped from disk and of any integer type. Threads run until `close`.
+    With `own`, only these lanes and rows of each batch are gathered.
     Raises `RequestError` where a lane's subset holds no window or is larger than there are tokens.
     """
 
@@ -51,6 +52,7 @@ class HostFeed:
         batch: int,
         start_step: int,
         stop_step: int,
+        own: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         tokens, n_ctx = source.tokens, source.n_ctx
         for n in n_tokens:
@@ -65,7 +67,8 @@ class HostFeed:
         self._lanes = (list(seeds), list(n_tokens))
         self._batch = batch
         self._step, self._stop_step = start_step, stop_step
-        shape = (0, len(seeds), batch, n_ctx + 1)
+        self._own = (np.arange(len(seeds)), np.arange(batch)) if own is None else own
+        shape = (0, *map(len, self._own), n_ctx + 1)
         valid = None if source.table is None else np.empty(shape[:3], np.int32)
         self._block = Fed(np.empty(shape, tokens.dtype), valid)
         step_bytes = math.prod(shape[1:]) * tokens.dtype.itemsize
@@ -135,8 +138,11 @@ class HostFeed:
         steps = first + np.arange(self._block_steps)
         drawn = self._source.draws(seeds, steps, self._batch, n_tokens)
         needed = slice(self._stop_step - first)
-        valid = None if drawn.valid is None else drawn.valid[needed]
-        return Fed(self._source.rows(Draw(drawn.starts[needed], valid)), valid)
+        lanes, rows = self._own
+        starts, valid = (
+            x if x is None else x[needed][:, lanes][:, :, rows] for x in (drawn.starts, drawn.valid)
+        )
+        return Fed(self._source.rows(Draw(starts, valid)), valid)
 
     def _require_open(self) -> None:
         if self._closed:

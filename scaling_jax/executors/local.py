@@ -7,6 +7,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -19,6 +20,15 @@ from scaling_jax.data.training_set import largest_set
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.executors.branches import begin_step, no_checkpoint, require_parents
 from scaling_jax.executors.placement import Cohort, place_cohort, plan_cohorts
+from scaling_jax.hosts.agreement import (
+    agreed,
+    end_all,
+    failed_alike,
+    gathered,
+    is_writer,
+    together,
+)
+from scaling_jax.hosts.checks import require_shared
 from scaling_jax.lineage import branch_steps
 from scaling_jax.models.counts import counts
 from scaling_jax.records.coverage import recorded_until
@@ -85,13 +95,18 @@ def run_study(
     }
     run_ids = {name: run_ids[name] for name in study.runs}
     require_parents(out, study)
-    with FolderLock(out) as lock:
-        write_study(out, study.name, study.description, list(study.laws), run_ids)
-        known = {name: run_status(out, run_id) for name, run_id in run_ids.items()}
-        statuses = {name: state["status"] if state else "queued" for name, state in known.items()}
-        return _Training(
-            cohorts, out, corpus, reporter, lambda: lock.lost() or stop(), statuses
-        ).run()
+    with FolderLock(out) if is_writer() else nullcontext() as lock:
+        statuses = {}
+        if is_writer():
+            write_study(out, study.name, study.description, list(study.laws), run_ids)
+            known = {name: run_status(out, run_id) for name, run_id in run_ids.items()}
+            statuses = {
+                name: state["status"] if state else "queued" for name, state in known.items()
+            }
+        require_shared(out)
+        statuses = dict(agreed("the status of the runs", statuses))
+        stop_all = together(lambda: (lock.lost() if lock else None) or stop())
+        return _Training(cohorts, out, corpus, reporter, stop_all, statuses).run()
 
 
 class _Training:
@@ -186,12 +201,15 @@ class _Training:
             self._identities(cohort.runs),
             step,
             abstract_state(cohort.config, len(cohort.runs), make_mesh(cohort.mesh)),
-            {
-                self._ids[name]: recorded_until(
-                    self._out, self._ids[name], begin_step(cohort.runs[name])
-                )
-                for name in self._open(cohort.runs)
-            },
+            agreed(
+                "the records",
+                {
+                    self._ids[name]: recorded_until(
+                        self._out, self._ids[name], begin_step(cohort.runs[name])
+                    )
+                    for name in self._open(cohort.runs)
+                },
+            ),
             {
                 self._ids[name]: branch.run
                 for name, step in self._newest(cohort.runs).items()
@@ -205,7 +223,9 @@ class _Training:
             cohort, self._number, self._number + len(self._waiting), step
         )
         open_runs = self._open(cohort.runs)
-        writers = {name: RunWriter(self._out, self._ids[name]) for name in open_runs}
+        writers = {}
+        if is_writer():
+            writers = {name: RunWriter(self._out, self._ids[name]) for name in open_runs}
         begins = dict(zip(cohort.runs, restored.begins, strict=True)) if restored else {}
         for name, writer in writers.items():
             config = cohort.runs[name]
@@ -221,6 +241,7 @@ class _Training:
             checkpoints.go_on_from(step)
         try:
             program, fresh = self._programs.get(cohort)
+            gathered("the compiled program", "")  # the collectives wait for no one long
             if fresh:
                 self._reporter.compiled(program.compile_s)
             ended = train_cohort(
@@ -228,9 +249,12 @@ class _Training:
             )
         except (WorkError, jax.errors.JaxRuntimeError, MemoryError) as error:
             message = " ".join(str(error).split())[:500]
-            ended = dict.fromkeys(writers, Ended("failed", message))
+            alike = failed_alike(message)
+            ended = dict.fromkeys(open_runs, Ended("failed", message))
             for writer in writers.values():
                 writer.finish("failed", message)
+            if not alike:
+                end_all(message, 1)
             if tries < MOST_TRIES:
                 self._waiting.append((cohort, tries + 1))
         finally:

@@ -22,7 +22,7 @@ from scaling_jax.training.batch_size import most_tokens
 from scaling_jax.training.engine import device_memory, resolve_engine
 from scaling_jax.training.evaluation import require_evaluations
 from scaling_jax.training.memory import Memory, estimate_memory
-from scaling_jax.training.mesh import resolve_mesh, sizes
+from scaling_jax.training.mesh import require_all_hosts, resolve_mesh, sizes
 from scaling_jax.training.program import CHUNK_STEPS
 from scaling_jax.training.trainer import IN_FLIGHT
 
@@ -159,6 +159,7 @@ class _Machine:
     ) -> tuple[MeshConfig, EngineConfig, Memory]:
         itemsize = self.corpus.train.tokens.dtype.itemsize
         mesh = resolve_mesh(config, n_lanes, self.n_devices, fsdp)
+        require_all_hosts(mesh)
         engine = resolve_engine(config, n_tokens, itemsize, self.platform, self.memory)
         nbytes = n_tokens * itemsize
         if engine.feed == "host":

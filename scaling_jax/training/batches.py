@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from scaling_jax.config import EngineConfig, RunConfig
@@ -16,11 +16,10 @@ from scaling_jax.data.epochs import WindowTable, epoch_windows
 from scaling_jax.data.feed import Fed
 from scaling_jax.data.sampler import Draw, windows
 from scaling_jax.data.training_set import TrainingSet
-from scaling_jax.training.sharding import replicated
+from scaling_jax.training.sharding import fed_sharding, lay, lay_share, replicated, share_of
 from scaling_jax.training.step import Numbers
 
 CHUNK_STEPS = 128
-_FED = PartitionSpec(None, "lane")  # what the host sends is [steps, lanes, rows, ...]
 
 
 class Resident(NamedTuple):
@@ -45,18 +44,20 @@ def resident(source: TrainingSet, mesh: Mesh) -> Resident:
     table = source.table
     if table is not None:
         table = WindowTable(*(np.asarray(x, np.int32) for x in table))
-    return jax.device_put(Resident(np.asarray(source.tokens), table), replicated(mesh))
+    return lay(Resident(np.asarray(source.tokens), table), replicated(mesh))
 
 
-def send(fed: Fed, mesh: Mesh) -> Fed:
-    """Batches of a chunk from the host, filled up to `CHUNK_STEPS`."""
+def send(fed: Fed, mesh: Mesh, n_lanes: int, n_rows: int) -> Fed:
+    """This host's rows of the batches of a chunk, filled up to `CHUNK_STEPS`."""
+    laid = fed_sharding(mesh)
+    share = share_of(laid, n_lanes, n_rows)
 
-    def fill(x: np.ndarray) -> np.ndarray:
+    def fill(x: np.ndarray) -> jax.Array:
         padded = np.zeros((CHUNK_STEPS, *x.shape[1:]), x.dtype)
         padded[: len(x)] = x
-        return padded
+        return lay_share(padded, laid, share, n_lanes, n_rows)
 
-    return jax.device_put(jax.tree.map(fill, fed), NamedSharding(mesh, _FED))
+    return jax.tree.map(fill, fed)
 
 
 def abstract_fed(source: TrainingSet, config: RunConfig, n_lanes: int) -> Fed:
@@ -65,11 +66,6 @@ def abstract_fed(source: TrainingSet, config: RunConfig, n_lanes: int) -> Fed:
     rows = jax.ShapeDtypeStruct((*shape, source.n_ctx + 1), source.tokens.dtype)
     valid = None if source.table is None else jax.ShapeDtypeStruct(shape, jnp.int32)
     return Fed(rows, valid)  # pyright: ignore[reportArgumentType]
-
-
-def fed_sharding(mesh: Mesh) -> NamedSharding:
-    """Of all that the host sends."""
-    return NamedSharding(mesh, _FED)
 
 
 def make_fetch(

@@ -15,6 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from scaling_jax.config import RunConfig
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.hosts.agreement import agreed, is_writer
 from scaling_jax.records.files import as_path
 from scaling_jax.settings import parse_config
 from scaling_jax.training.saving import (
@@ -29,6 +30,7 @@ from scaling_jax.training.saving import (
     load,
     unflatten,
 )
+from scaling_jax.training.sharding import lay
 from scaling_jax.training.step import TrainState, init_state, numbers_of
 
 Warn = Callable[[str], None]
@@ -55,8 +57,9 @@ class Unusable(Exception):
 
 
 def warn_on_stderr(message: str) -> None:
-    """One line of warning."""
-    print(f"scaling-jax: {message}", file=sys.stderr)
+    """One line of warning, of several hosts once."""
+    if is_writer():
+        print(f"scaling-jax: {message}", file=sys.stderr)
 
 
 class Shelf:
@@ -90,7 +93,8 @@ class Shelf:
     def newest(self, run_ids: Collection[str]) -> dict[str, int]:
         """The step of the newest checkpoint of each run, 0 where it has none."""
         places = self.places(run_ids)
-        return {run_id: max(places[run_id], default=0) for run_id in run_ids}
+        newest = {run_id: max(places[run_id], default=0) for run_id in run_ids}
+        return dict(agreed("the newest checkpoints", newest))
 
     def restore(
         self,
@@ -262,7 +266,7 @@ def _assemble(
         stacks[folder] = jax.device_get(_load(folder, said, stack))
     lanes = [(stacks[folder], list(saved[folder].runs).index(run_id)) for folder, run_id in places]
     leaves = {
-        name: jax.device_put(np.stack([stack[name][i] for stack, i in lanes]), leaf.sharding)
+        name: lay(np.stack([stack[name][i] for stack, i in lanes]), leaf.sharding)
         for name, leaf in like.items()
     }
     return unflatten(abstract, leaves)

@@ -8,6 +8,7 @@ import jax
 
 from scaling_jax.config import EngineConfig, RunConfig
 from scaling_jax.errors import RequestError
+from scaling_jax.hosts.agreement import agreed
 from scaling_jax.models.attention import choose_attention
 
 # A layer is traced once and scanned from this depth on. Below, layers side by side make the
@@ -62,8 +63,9 @@ def describe_engine(engine: EngineConfig) -> str:
 
 def device_memory() -> int:
     """Bytes that one device has for programs; on a CPU, its share of the machine's memory."""
-    device = jax.devices()[0]
-    stats = device.memory_stats()
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(jax.devices())
+        return agreed("the memory of a device", stats["bytes_limit"])
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return agreed("the memory of a device", whole // len(devices))

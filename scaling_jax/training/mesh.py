@@ -97,6 +97,21 @@ def make_mesh(shape: MeshConfig) -> Mesh:
     )
 
 
+def require_all_hosts(mesh: MeshConfig) -> None:
+    """Raises `RequestError` where a process would have no device in a mesh."""
+    if jax.process_count() == 1:
+        return
+    devices = jax.devices()
+    used = {device.process_index for device in devices[: prod(sizes(mesh))]}
+    if idle := sorted({device.process_index for device in devices} - used):
+        named = ", ".join(map(str, idle))
+        raise RequestError(
+            f"the mesh {describe_mesh(mesh)} takes {prod(sizes(mesh))} of {len(devices)} devices, "
+            f"and none of process {named}: start fewer processes, raise batch.sequences, or name "
+            "a mesh with more devices"
+        )
+
+
 def mesh_config(mesh: Mesh) -> MeshConfig:
     """The sizes of a mesh."""
     return MeshConfig(**{axis: mesh.shape[axis] for axis in AXES})

@@ -26,7 +26,6 @@ from scaling_jax.training.batches import (
     CHUNK_STEPS,
     Resident,
     abstract_fed,
-    fed_sharding,
     make_fetch,
     resident,
     send,
@@ -35,7 +34,15 @@ from scaling_jax.training.engine import device_memory, resolve_engine
 from scaling_jax.training.evaluation import EvaluationSet, evaluation_set, make_evaluate
 from scaling_jax.training.mesh import mesh_config
 from scaling_jax.training.noise import Cut, cut_batch
-from scaling_jax.training.sharding import over_lanes, replicated, state_shardings
+from scaling_jax.training.sharding import (
+    fed_sharding,
+    lay,
+    over_lanes,
+    readable,
+    replicated,
+    share_of,
+    state_shardings,
+)
 from scaling_jax.training.step import (
     Measured,
     Numbers,
@@ -99,6 +106,7 @@ class Program:
             batch=configs[0].batch.sequences,
             start_step=start,
             stop_step=stop,
+            own=share_of(fed_sharding(self.mesh), len(configs), configs[0].batch.sequences),
         )
 
     def chunk(
@@ -108,7 +116,11 @@ class Program:
 
         `state` is donated; `feed` stands at `step0`.
         """
-        source = self._resident if feed is None else send(feed.take(n), self.mesh)
+        source = (
+            self._resident
+            if feed is None
+            else send(feed.take(n), self.mesh, len(numbers.seed), self.sequences)
+        )
         return self._chunk(state, np.int32(step0), np.int32(n), numbers, source)
 
     def evaluate(self, state: TrainState) -> jax.Array:
@@ -162,8 +174,8 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
     engine = resolve_engine(config, n_tokens, itemsize, platform, device_memory())
     cut = cut_batch(config, sizes)
     evaluation = evaluation_set(config, corpus, (sizes.data or 1) * (sizes.fsdp or 1))
-    on_lanes, everywhere = over_lanes(mesh), replicated(mesh)
-    evaluation_windows = jax.device_put(evaluation.window_nbt, everywhere)
+    everywhere = replicated(mesh)
+    evaluation_windows = lay(evaluation.window_nbt, everywhere)
     held = resident(source, mesh) if engine.feed == "device" else None
     chunk = _compile_chunk(configs, engine, cut, mesh, source, held)
     numbers = _stack_numbers(configs, source, mesh)
@@ -180,7 +192,7 @@ def compile_program(configs: Sequence[RunConfig], corpus: Corpus, mesh: Mesh) ->
             jax.jit(
                 evaluate,
                 in_shardings=(laid_state.params, everywhere),
-                out_shardings=on_lanes,
+                out_shardings=readable(mesh),
             )
             .lower(state.params, evaluation_windows)
             .compile(compiler_options=_compiler_options(platform, mesh.size))
@@ -231,7 +243,7 @@ def _compile_chunk(
                 _make_chunk(config, engine, cut, source.separator),
                 donate_argnums=0,
                 in_shardings=(laid_state, everywhere, everywhere, on_lanes, laid),
-                out_shardings=(laid_state, on_lanes),
+                out_shardings=(laid_state, readable(mesh)),
             )
             .lower(state, count, count, numbers, read)
             .compile(compiler_options=_compiler_options(mesh.devices.flat[0].platform, mesh.size))
@@ -261,7 +273,7 @@ def _stack_numbers(configs: Sequence[RunConfig], source: TrainingSet, mesh: Mesh
         return numbers_of(config, n_tokens, source.windows_an_epoch(n_tokens))
 
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *map(numbers, configs))
-    return jax.device_put(stacked, over_lanes(mesh))
+    return lay(stacked, over_lanes(mesh))
 
 
 def _make_chunk(config: RunConfig, engine: EngineConfig, cut: Cut, separator: int) -> Any:

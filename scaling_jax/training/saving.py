@@ -20,6 +20,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.hosts.agreement import agreed, gathered
 from scaling_jax.records.files import is_local
 from scaling_jax.training.digests import digests
 from scaling_jax.training.orbax_quiet import quieten_orbax
@@ -127,13 +128,27 @@ def load(folder: epath.Path, saved: Saved, abstract: Leaves) -> Leaves:
             f"checkpoint {path} has no {min(strange)}: go on with the version of scaling_jax that "
             "wrote it, or with another --out"
         )
-    some = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
-    with _damage(path), ocp.Context(pytree_options=some):
-        leaves = ocp.load(path, dict(abstract))
+    leaves, fault = {}, None
+    try:
+        leaves = _load(path, abstract)
+    except Damaged as error:
+        fault = str(error)
+    if faults := [each for each in gathered("a checkpoint", fault) if each]:
+        raise Damaged(faults[0])
+    with _damage(path):
         found = digests(leaves)
     if changed := [name for name in abstract if found[name] != saved.digests[name]]:
         raise Damaged(f"checkpoint {path} is damaged: {changed[0]} is not what was written")
     return leaves
+
+
+def _load(path: epath.Path, abstract: Leaves) -> Leaves:
+    some = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
+    # Each process by itself, so that none waits for one that finds its part damaged.
+    own = jax.process_index()
+    by_itself = ocp.options.MultiprocessingOptions(primary_host=own, active_processes={own})
+    with _damage(path), ocp.Context(pytree_options=some, multiprocessing_options=by_itself):
+        return ocp.load(path, dict(abstract))
 
 
 class Checkpoints:
@@ -189,7 +204,8 @@ class Checkpoints:
         if step not in self._recent:
             return
         with self._refusals(step) as orbax:
-            for other in set(committed_steps(self.folder)) - self.kept - {step}:
+            there = agreed("the checkpoints", committed_steps(self.folder))
+            for other in sorted(set(there) - self.kept - {step}):
                 orbax.delete(other)
 
     def close(self) -> None:

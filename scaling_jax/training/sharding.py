@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # By the last name in a parameter's path. Matrices are cut along d_model under `fsdp`, and along
@@ -38,6 +39,64 @@ def over_lanes(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def readable(mesh: Mesh) -> NamedSharding:
+    """For arrays stacked over lanes that every process reads whole: over lanes if it can."""
+    on_lanes = over_lanes(mesh)
+    return on_lanes if on_lanes.is_fully_addressable else replicated(mesh)
+
+
+def lay(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays, the same in every process, laid on the mesh; each process sends its parts."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]),
+        jax.tree.map(np.asarray, tree),
+    )
+
+
+class Share(NamedTuple):
+    """What a process sends of an array `[steps, lanes, rows, ...]`."""
+
+    lanes: np.ndarray
+    rows: np.ndarray
+
+
+def fed_sharding(mesh: Mesh) -> NamedSharding:
+    """Of batches from the host, `[steps, lanes, rows, ...]`.
+
+    Between several hosts the rows are cut as the devices are, so that each reads its own; the
+    program then hands them to the groups that they belong to.
+    """
+    spec = PartitionSpec(None, "lane")
+    one_host = NamedSharding(mesh, spec).is_fully_addressable
+    return NamedSharding(mesh, spec if one_host else PartitionSpec(None, "lane", ("data", "fsdp")))
+
+
+def share_of(sharding: NamedSharding, n_lanes: int, n_rows: int) -> Share:
+    """The lanes and rows that this process sends, ascending."""
+    parts = sharding.addressable_devices_indices_map((1, n_lanes, n_rows)).values()
+    lanes = {i for part in parts if part for i in range(n_lanes)[part[1]]}
+    rows = {i for part in parts if part for i in range(n_rows)[part[2]]}
+    return Share(np.array(sorted(lanes)), np.array(sorted(rows)))
+
+
+def lay_share(
+    x: np.ndarray, sharding: NamedSharding, share: Share, n_lanes: int, n_rows: int
+) -> jax.Array:
+    """What this process has of `[steps, n_lanes, n_rows, ...]`, laid with what the others have."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+
+    def part(index: Any) -> np.ndarray:
+        lanes = np.searchsorted(share.lanes, range(n_lanes)[index[1]])
+        rows = np.searchsorted(share.rows, range(n_rows)[index[2]])
+        return x[index[0]][:, lanes][:, :, rows]
+
+    shape = (len(x), n_lanes, n_rows, *x.shape[3:])
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 
 from scaling_jax.config import RunConfig
 from scaling_jax.data.feed import HostFeed
+from scaling_jax.hosts.agreement import agreed
 from scaling_jax.records.writer import RunWriter
 from scaling_jax.training.batch_size import BatchState, decide, next_decision, observe, start
 from scaling_jax.training.checkpoints import Restored
@@ -218,13 +219,14 @@ class _Loop:
             reason = stop()
             if reason is not None or self._takes_another_batch(step):
                 break
-            n = self._chunk_length(step)
+            n = agreed("the length of a chunk", self._chunk_length(step))
             state, window = program.chunk(state, step, n, numbers, feed)
             step += n
             self._put(self._read_chunk, n, window)
             if step in self._marks:
                 self._put(self._read_evaluation, step, program.evaluate(state))
-            if step in self._checkpoints.kept or self._is_due():
+            due = agreed("a checkpoint by time", self._is_due())
+            if step in self._checkpoints.kept or due:
                 self._save(step, state)
         return step, state, reason
 

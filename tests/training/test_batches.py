@@ -48,7 +48,7 @@ def test_what_is_sent_has_the_shape_that_is_compiled_for(tiny, table):
     mesh = make_mesh(MeshConfig(lane=2))
     source = TrainingSet(TOKENS, 8, 28, table)
     valid = None if table is None else np.full((3, 2, 8), 5, np.int32)
-    sent = send(Fed(np.full((3, 2, 8, 9), 7, np.uint16), valid), mesh)
+    sent = send(Fed(np.full((3, 2, 8, 9), 7, np.uint16), valid), mesh, 2, 8)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), sent)
     expected = jax.tree.map(lambda x: (x.shape, x.dtype), abstract_fed(source, tiny(), 2))
     assert shapes == expected

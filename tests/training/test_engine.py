@@ -90,5 +90,5 @@ def test_an_accelerator_tells_its_memory(monkeypatch: pytest.MonkeyPatch) -> Non
         def memory_stats(self) -> dict[str, int]:
             return {"bytes_limit": 123, "bytes_in_use": 7}
 
-    monkeypatch.setattr(jax, "devices", lambda: [Device()] * 4)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()] * 4)
     assert device_memory() == 123
