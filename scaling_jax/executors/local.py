@@ -181,7 +181,8 @@ class _Training:
             branch = cohort.runs[name].branch
             if branch is None or newest[name]:
                 continue
-            known = self._shelf.places([branch.run])[branch.run]
+            places = self._shelf.places([branch.run])[branch.run]
+            known = agreed("the checkpoints of a parent", sorted(places))
             if branch.step not in known and branch.run in waiting:
                 self._waiting.append((cohort, tries))
                 return True
