@@ -165,7 +165,7 @@ def test_a_branch_that_was_stopped_goes_on(family: Path, train: Train, tmp_path:
         calls = iter(range(10, 100))
         if told.ends.get("cooled", ("", ""))[0] == "done":
             break
-    assert load(tmp_path / "family").runs["tries"].max() > 1
+    assert max(load(tmp_path / "family").runs["tries"].to_list()) > 1
     assert curve(tmp_path, "cooled").select(LATER).equals(curve(family, "cooled").select(LATER))
 
 

@@ -17,7 +17,7 @@ from scaling_jax.training.memory import Memory
 def cohort(*names: str, steps: int = 2000) -> Cohort:
     model = ModelConfig(n_layer=1, d_model=8, n_head=1, n_ctx=8)
     runs = {name: RunConfig(model=model, steps=steps, seed=i) for i, name in enumerate(names)}
-    return Cohort(runs, MeshConfig(lane=1, data=1), EngineConfig(), Memory(0, 0, 0, 0))
+    return Cohort(runs, MeshConfig(lane=1, data=1), EngineConfig(), Memory(0, 0, 0, 0, 0))
 
 
 class Clock:

@@ -90,7 +90,7 @@ def test_a_rate_that_does_not_follow_the_batch_is_flagged() -> None:
     found = measure_branched_batch(study(FLAT_THEN_STEEP, **{"p-8": {"lr_peak": 1e-3}}))
     assert "batches of 2,048 tokens" in found.flags[0]
     sgd = {f"p-{k}": {"optimizer": "sgd", "lr_peak": 1e-3 * k} for k in KS}
-    assert measure_branched_batch(study(FLAT_THEN_STEEP, **sgd)).flags == []
+    assert measure_branched_batch(study(FLAT_THEN_STEEP, None, **sgd)).flags == []
 
 
 def test_unequal_budgets_and_too_few_sizes_have_no_knee() -> None:

@@ -32,7 +32,7 @@ def evaluated(step: int, val_loss: float, **others: float) -> dict[str, Any]:
         }
         for at, change in ((1, 0.5), (2, -0.5))
     ]
-    sides = {"evaluations": rows, "positions": positions}
+    sides: dict[str, Any] = {"evaluations": rows, "positions": positions}
     return row(step, val_loss=val_loss, **sides)
 
 
