@@ -87,10 +87,11 @@ def test_a_knee_beyond_what_was_tried_is_said_to_be() -> None:
 
 
 def test_a_rate_that_does_not_follow_the_batch_is_flagged() -> None:
-    found = measure_branched_batch(study(FLAT_THEN_STEEP, **{"p-8": {"lr_peak": 1e-3}}))
+    slow: dict[str, Any] = {"p-8": {"lr_peak": 1e-3}}
+    found = measure_branched_batch(study(FLAT_THEN_STEEP, **slow))
     assert "batches of 2,048 tokens" in found.flags[0]
-    sgd = {f"p-{k}": {"optimizer": "sgd", "lr_peak": 1e-3 * k} for k in KS}
-    assert measure_branched_batch(study(FLAT_THEN_STEEP, None, **sgd)).flags == []
+    sgd: dict[str, Any] = {f"p-{k}": {"optimizer": "sgd", "lr_peak": 1e-3 * k} for k in KS}
+    assert measure_branched_batch(study(FLAT_THEN_STEEP, **sgd)).flags == []
 
 
 def test_unequal_budgets_and_too_few_sizes_have_no_knee() -> None:
@@ -109,7 +110,8 @@ def test_only_parents_with_every_size_count() -> None:
     running = study(FLAT_THEN_STEEP, {"a": 0.0, "b": 0.0}, **{"b-8": {"status": "running"}})
     (point,) = measure_branched_batch(running).points
     assert point.n_parents == 1 and point.k_star == 4
-    alone = study(FLAT_THEN_STEEP, **{"p-8": {"status": "running"}})
+    one: dict[str, Any] = {"p-8": {"status": "running"}}
+    alone = study(FLAT_THEN_STEEP, **one)
     (point,) = measure_branched_batch(alone).points
     assert [size.k for size in point.sizes] == [1, 2, 4, 16]
 
