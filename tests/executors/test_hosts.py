@@ -190,7 +190,9 @@ def test_a_signal_to_one_host_stops_all_at_one_checkpoint(make):
         assert "stopped by SIGTERM on process 1; the same command goes on" in ended.err
     (attempt,) = study.attempts()
     assert attempt["status"] == "interrupted"
-    assert (next(study.folder.glob("runs/cohorts/*")) / str(attempt["step"])).is_dir()
+    # What the last row tells of may be behind the checkpoint by a window that is still open.
+    committed = [path.parent for path in study.folder.glob("runs/cohorts/*/*/commit_success.txt")]
+    assert max(int(path.name) for path in committed) >= attempt["step"] > 0
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -122,7 +122,7 @@ def test_an_unknown_argument_is_refused(tree: Tree) -> None:
 def test_an_unknown_extra_is_refused(tree: Tree) -> None:
     message = tree.setup(status=2, SCALING_JAX_EXTRAS="cdua")
     assert "'cdua'" in message
-    assert "cuda tpu gcs s3 buckets dev" in message
+    assert "cuda tpu tfds tokenizers sentencepiece gcs s3 buckets dev" in message
     assert tree.calls == []
 
 
