@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from scaling_jax import cli
-from scaling_jax.executors.dry_run import COLUMNS
+from scaling_jax.executors.dry_run import COLUMNS, SecondsAToken
 from tests.processes import EXPERIMENT, NAMES, assert_one_message, one_object
 
 
@@ -110,7 +110,8 @@ def test_what_the_command_line_does_not_know_is_refused(
 def test_a_dry_run_is_printed_as_a_table_that_is_not_cut(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scaling_jax.executors.dry_run._seconds_a_token", lambda *_: 1e-3)
+    timed = SecondsAToken(1e-3, 0.0)
+    monkeypatch.setattr("scaling_jax.executors.dry_run._seconds_a_token", lambda *_: timed)
     assert call("run", "experiment.py", "--dry-run") == 0
     out = capsys.readouterr().out
     header, *rows, total = out.splitlines()
