@@ -5,9 +5,9 @@ Claim     whatever the size of a model and wherever in its training, its loss on
           8), and its loss falls with the position in the context (D.5, fig. 20)
 Expect    of models this small the first holds for English prose and verse alone: one line within
           2 % of the loss on the test split, Wikipedia, legal texts, poetry and Shakespeare, slopes
-          .76 to 1.05 (BPE) and .79 to 1.08 (bytes); on French, German, code and TeX the loss stays
-          or rises as the model learns English, slopes -.7 to .3. In bytes the loss falls over the
-          first five to ten positions and no further
+          .76 to 1.05 (BPE) and .79 to 1.08 (bytes); on French, German, code and TeX the loss hardly
+          falls, or rises, as the model learns English, slopes -.7 to .3. In bytes the loss falls
+          over the first five to ten positions and no further
 Data      a folder `books` beside you, with main.jsonl.xz and the eight transfer_*.jsonl.xz, one
           {"id", "text"} a line; ids of chapters end in #0001, so that books stay in one split
 Cost      6 to 12 minutes on two CPU cores, and 2 to 4 to tokenize

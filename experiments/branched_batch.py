@@ -13,7 +13,7 @@ Run       scaling-jax run experiments/branched_batch.py
           scaling-jax branched-batch runs/branched_batch --tolerance 0.05
 
 A long run at 256 tokens a batch, and from six of its checkpoints branches of 1 to 32 times that
-batch, at a learning rate sqrt(k) times as high, for 131,072 tokens each; three seeds.
+batch, at a learning rate sqrt(k) times as high, for 65,536 tokens each; three seeds.
 """
 
 from math import sqrt

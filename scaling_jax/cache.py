@@ -12,7 +12,7 @@ _LEAST_SECONDS = 0.3
 def default_cache() -> Path:
     """The folder of what can be made again: `SCALING_JAX_CACHE`, or one in the home folder."""
     named = os.environ.get("SCALING_JAX_CACHE")
-    return Path(named).expanduser() if named else Path("~/.cache/scaling_jax").expanduser()
+    return Path(os.path.expanduser(named or "~/.cache/scaling_jax"))
 
 
 def keep_compiled() -> None:

@@ -186,7 +186,7 @@ def branched_batch(
     else:
         print(laws.describe_branched_batch(found))
     if all(point.k_star is None for point in found.points):
-        raise WorkError(f"no critical batch: {found.points[0].reason}")
+        raise WorkError(f"No critical batch: {found.points[0].reason}")
     return 0
 
 

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 15.0
 _FORMS = (
     ("embedded", "the source of the Python library, with no download"),
-    ("PATH", "a file or a folder of text, JSON lines (plain, gz, xz, zst) or Parquet; a store"),
+    (
+        "PATH",
+        "a file or a folder of text, JSON lines (plain, gz, xz, zst, bz2) or Parquet; a store",
+    ),
     ("gs://..., s3://...", "the same in a bucket"),
     ("tfds:NAME[/CONFIG]:SPLIT", "a dataset of TensorFlow Datasets; those below have short names"),
     ("synthetic[:KEY=VALUE,...]", "a process whose entropy and exponents are known"),
@@ -150,6 +153,8 @@ def inspect(
     from scaling_jax.data import describe
     from scaling_jax.data.corpus import open_place
 
+    if samples < 0:
+        raise RequestError(f"--samples {samples}: it is 0 or more.")
     with PreparationProgress(Console(stderr=True)) as progress:
         store = open_place(folder, default_cache(), progress.told, at_once=None)
     if store is None:
@@ -187,7 +192,8 @@ def list_(json: Json = False) -> int:
     print()
     columns = ("short name", "what it is", "GiB", "documents", "licence")
     print_table(columns, [_of_recipe(recipe) for recipe in recipes()])
-    print(f"\n{len(stores)} token stores in {cache}, each of which may be named as a source:")
+    found = _counted(len(stores), "token store")
+    print(f"\n{found} in {cache}, each of which may be named as a source:")
     for store in stores:
         print(f"\n{store['name']}: {_in_short(store)}")
         print(f"    {store['folder']}")
@@ -245,6 +251,10 @@ def _in_short(store: dict[str, Any]) -> str:
     )
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def _print_store(doc: dict[str, Any]) -> None:
     tokenizer, bigram, ratio = doc["tokenizer"], doc["bigram_nats"], doc["bytes_per_token"]
     print(f"source       {doc['source']}, licence {doc['licence'] or 'not known'}")
@@ -262,7 +272,7 @@ def _print_store(doc: dict[str, Any]) -> None:
     for what, count in doc["skipped"].items():
         print(f"left out     {count:,} {what}")
     print(f"bigram       {'no validation' if bigram is None else f'{bigram:.4f} nats a token'}")
-    print(f"files        {doc['file_bytes']:,} bytes in {doc['shards']:,} shards")
+    print(f"files        {doc['file_bytes']:,} bytes in {_counted(doc['shards'], 'shard')}")
     rows = [[name, *split.values()] for name, split in doc["splits"].items()]
     total = ["all", doc["tokens"], doc["documents"], doc["text_bytes"]]
     print_table(("split", "tokens", "documents", "bytes of text"), [*rows, total])

@@ -249,6 +249,7 @@ class BranchConfig(Part):
 
     `run` is another run of the study, by name, or any run of the same folder, by its run_id. The
     branch goes on with the parameters and the optimizer's state; `step` and `tokens` go on, too.
+    Its batches are those of its own config: in an order, another size takes up another window.
     """
 
     run: str
@@ -352,6 +353,11 @@ class RunConfig(Part):
                 f"batch.policy.every {policy.every} leaves no decision within {self.steps} steps"
             )
         return self
+
+    @property
+    def begin_step(self) -> int:
+        """The step that the run begins at: 0, but for a branch."""
+        return self.branch.step if self.branch else 0
 
     @property
     def batch_tokens(self) -> int:

@@ -33,10 +33,11 @@ def generations(runs: Runs) -> dict[str, int]:
 def by_run_id(runs: Runs, corpus_fingerprint: str) -> dict[str, RunConfig]:
     """The runs with the parents of branches named by run_id, as they are known wherever they are.
 
-    Raises `RequestError` as `generations` does.
+    Raises `RequestError` as `generations` does, and for two names of one run.
     """
     depth = generations(runs)
     found: dict[str, RunConfig] = {}
+    names: dict[str, str] = {}
     for name in sorted(runs, key=lambda name: depth[name]):
         config = runs[name]
         if config.branch is not None and config.branch.run in runs:
@@ -44,6 +45,9 @@ def by_run_id(runs: Runs, corpus_fingerprint: str) -> dict[str, RunConfig]:
             branch = config.branch.model_copy(update={"run": run_id})
             config = config.model_copy(update={"branch": branch})
         found[name] = config
+        twin = names.setdefault(config.run_id(corpus_fingerprint), name)
+        if twin != name:
+            raise RequestError(f"runs {twin!r} and {name!r} are the same run")
     return {name: found[name] for name in runs}
 
 

@@ -116,9 +116,8 @@ def pack(study: Study, max_lanes: Callable[[RunConfig], int]) -> list[dict[str, 
     generation = generations(study.runs)
     programs: dict[tuple[int, str], dict[int, list[str]]] = {}
     for name, config in study.runs.items():
-        begin = config.branch.step if config.branch else 0
         program = programs.setdefault((generation[name], program_key(config)), {})
-        program.setdefault(begin, []).append(name)
+        program.setdefault(config.begin_step, []).append(name)
     in_turn = (programs[key] for key in sorted(programs, key=lambda key: key[0]))
     cohorts: list[dict[str, RunConfig]] = []
     for names in (names for program in in_turn for names in program.values()):

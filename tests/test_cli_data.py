@@ -43,7 +43,10 @@ def test_prepare_then_inspect(said, lines, tmp_path):
     status, words, errors = prepared(said, lines, out, "--tokenizer", "bpe", "--n-vocab", "290")
     assert status == 0 and f"{out} is prepared" in words
     assert errors == "training a tokenizer of 290 tokens\n"
+    status, _, errors = said("inspect", str(out), "--samples", "-2")
+    assert status == 2 and "--samples -2" in errors
     status, words, _ = said("inspect", str(out), "--samples", "2")
+    assert words.count(" in 1 shard\n") == 1
     assert status == 0 and f"{out}: every file is as it was written" in words
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["fingerprint"] in words and "bpe, 290 tokens" in words
@@ -92,6 +95,18 @@ def test_a_wrong_tokenizer_is_refused(said, lines, tmp_path, argv, why):
     assert (status, words) == (2, "") and why in errors
 
 
+def test_a_size_that_cannot_be_had_is_refused_before_anything_is_made(said, lines, tmp_path):
+    assert prepared(said, lines, tmp_path / "store", "--tokenizer", "bpe", "--n-vocab", "100")[0]
+    assert prepared(said, lines, tmp_path / "store")[0] == 0
+
+
+def test_an_empty_mark_and_an_unknown_home_folder_are_refused(said, lines, tmp_path):
+    status, _, errors = said("prepare", lines, "--out", str(tmp_path / "store"), "--split-on", "")
+    assert status == 2 and "mark to split on is empty" in errors
+    status, _, errors = said("inspect", "~no_such_user/store")
+    assert status == 2 and "is no token store" in errors
+
+
 def test_another_store_in_the_way_is_refused(said, lines, tmp_path):
     prepared(said, lines, tmp_path / "store")
     status, _, errors = said("prepare", lines, "--out", str(tmp_path / "store"), *SPLIT)
@@ -124,11 +139,15 @@ def test_list_shows_the_sources_and_what_the_cache_has(said, lines, tmp_path, mo
     unfinished = tmp_path / "cache" / "stores" / "other-0123"
     unfinished.mkdir()
     (unfinished / "building.json").write_text("{}")
+    for name, manifest in (("cut", "{"), ("old", '{"kind": "store", "format": 1}')):
+        (tmp_path / "cache" / "stores" / name).mkdir()
+        (tmp_path / "cache" / "stores" / name / "manifest.json").write_text(manifest)
     status, words, _ = said("list", "--json")
     found = {store["name"]: store for store in json.loads(words)["stores"]}
     assert found["tiny"]["state"] == "whole" and found["tiny"]["source"] == lines
     assert found["tiny"]["tokenizer"] == "bytes 257" and found["tiny"]["documents"] == 150
     assert found["other-0123"]["state"] == "unfinished"
+    assert found["cut"]["state"] == "damaged" and found["old"]["state"] == "unreadable"
     status, words, _ = said("list")
     assert status == 0 and "other-0123: unfinished" in words
     assert f" tokens (bytes 257) of 150 documents of {lines}\n" in words

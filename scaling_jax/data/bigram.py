@@ -115,6 +115,8 @@ class _Sparse:
 
     def add(self, tokens: np.ndarray) -> np.ndarray:
         tokens = tokens[: self._room]
+        if not len(tokens):
+            return tokens
         self._room -= len(tokens)
         row = np.concatenate([self._last, tokens], dtype=np.int64)
         codes = row[:-1] * self._n_vocab + row[1:]

@@ -16,7 +16,14 @@ import numpy as np
 
 from scaling_jax.data.sources.source import Document
 from scaling_jax.data.splits import split_of
-from scaling_jax.data.tokenizers import TRAINED_ON, Told, decoded_text, dtype_of, need
+from scaling_jax.data.tokenizers import (
+    TRAINED_ON,
+    Told,
+    decoded_text,
+    dtype_of,
+    need,
+    require_size,
+)
 from scaling_jax.errors import RequestError
 
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
@@ -49,7 +56,9 @@ class BytePairs:
         normalizers, prefixed = _normalizers(document), _is_prefixed(document)
         self.lost = [f"what the normalizer {name} changes" for name in normalizers]
         self.lost += ["whether a document begins with a space"] * prefixed
-        self._may_cut = _OF_CHARACTERS.issuperset(normalizers) and not prefixed
+        self._may_cut = (
+            _OF_CHARACTERS.issuperset(normalizers) and not prefixed and _is_split(document)
+        )
         self._model.no_truncation()
         self._model.no_padding()
         self._model.encode_special_tokens = True
@@ -99,11 +108,7 @@ def train(texts: Iterable[str], n_vocab: int) -> BytePairs:
     The same texts in the same order give the same tokenizer.
     Raises `RequestError` where 256 bytes and the separator are more, or the texts give fewer.
     """
-    if n_vocab < 257:
-        raise RequestError(
-            f"A bpe of {n_vocab} tokens cannot hold the 256 bytes and the separator: "
-            "let data.tokenizer.n_vocab be 257 or more."
-        )
+    require_size(n_vocab)
     package = need("tokenizers")
     model = package.Tokenizer(package.models.BPE())
     model.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -216,6 +221,12 @@ def _byte_levels(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _is_prefixed(document: dict[str, Any]) -> bool:
     return any(part.get("add_prefix_space") for part in _byte_levels(document))
+
+
+def _is_split(document: dict[str, Any]) -> bool:
+    """Whether text is split before pairs are merged, so that no token goes across words."""
+    parts = _parts(document.get("pre_tokenizer"), "pretokenizers")
+    return any(part["type"] != "ByteLevel" or part.get("use_regex", True) for part in parts)
 
 
 def _normalizers(document: dict[str, Any]) -> list[str]:

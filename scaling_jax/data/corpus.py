@@ -96,13 +96,14 @@ def open_place(
 ) -> Store | None:
     """The token store that `spec` is the path of; None where it is no store.
 
-    `at_once` is that of `open_store`. Raises as that and `local_copy` do.
+    `at_once` is that of `open_store`; None reads every file of a bucket too. Raises as that and
+    `local_copy` do.
     """
-    place = as_path(spec) if "://" in spec else epath.Path(Path(spec).expanduser())
+    place = as_path(spec)
     if not is_store(place):
         return None
     if not is_local(place):
-        return local_copy(place, cache, told)
+        return local_copy(place, cache, told, anew=at_once is None)
     return open_store(place, at_once, told)
 
 
@@ -111,9 +112,11 @@ def plan_store(
 ) -> Plan:
     """What is to be made of the source that `spec` names.
 
-    A source of tokens keeps its own. Raises `RequestError` for a source that is not there, and
-    where such a source is to be tokenized.
+    A source of tokens keeps its own. Raises `RequestError` for a source that is not there, where
+    such a source is to be tokenized, and for an empty `split_on`.
     """
+    if split_on == "":
+        raise RequestError("The mark to split on is empty: leave it out to split by whole ids.")
     source = open_source(spec, text_field)
     if source.n_vocab is None:
         if not isinstance(tokenizer, TokenizerConfig) and tokenizer.kind == "tokens":

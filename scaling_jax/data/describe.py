@@ -9,8 +9,9 @@ import numpy as np
 from etils import epath
 
 from scaling_jax.data.splits import SPLITS
-from scaling_jax.data.store import BUILDING, Manifest, Store, read_manifest
+from scaling_jax.data.store import DamagedStore, Manifest, Store, read_manifest
 from scaling_jax.errors import RequestError
+from scaling_jax.records.files import AbsentFile
 
 _SHOWN = 240  # characters of a sample
 
@@ -66,13 +67,18 @@ def _cached(folder: epath.Path) -> dict[str, Any]:
     found: dict[str, Any] = {"folder": str(folder), "state": "whole"}
     try:
         manifest = read_manifest(folder)
-    except RequestError:
-        state = "unfinished" if (folder / BUILDING).exists() else "damaged"
-        return found | {"name": folder.name, "state": state}
+    except RequestError as error:
+        return found | {"name": folder.name, "state": _state_of(error)}
     described = describe_store(manifest)
     kept = ("name", "source", "tokens", "documents", "file_bytes", "fingerprint")
     tokenizer = f"{manifest.tokenizer.kind} {manifest.tokenizer.n_vocab}"
     return found | {name: described[name] for name in kept} | {"tokenizer": tokenizer}
+
+
+def _state_of(error: RequestError) -> str:
+    if isinstance(error, AbsentFile):
+        return "unfinished"
+    return "damaged" if isinstance(error, DamagedStore) else "unreadable"
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -43,6 +43,8 @@ def window_table(doc_starts: np.ndarray, n_tokens: int, n_ctx: int) -> WindowTab
 
 def windows_an_epoch(table: WindowTable, n_tokens: int, n_ctx: int) -> int:
     """Windows that the first `n_tokens` of a set are cut into; the last document may be cut off."""
+    if n_tokens == 0:
+        return 0
     starts = np.asarray(table.doc_starts)[:-1]
     last = int(np.searchsorted(starts, n_tokens, side="left")) - 1
     return int(np.asarray(table.first_window)[last]) + -(-(n_tokens - int(starts[last])) // n_ctx)

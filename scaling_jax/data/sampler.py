@@ -76,10 +76,9 @@ def validation_windows(n_tokens: int, n_ctx: int, tokens: int) -> np.ndarray:
     """Starts of one fixed, evenly spread set of windows that hold `tokens` targets: int64 [w].
 
     ceil(tokens / n_ctx) windows, or as many as fit with no target in two of them. The same for
-    every run with that `n_ctx`. Raises `RequestError` as `windows` does.
+    every run with that `n_ctx`. Raises `RequestError` where no window fits.
     """
     require_room(n_tokens, n_ctx)
-    _require_int32(n_tokens)
     n_targets = n_tokens - 1
     count = min(-(-tokens // n_ctx), n_targets // n_ctx)
     return np.arange(count, dtype=np.int64) * n_targets // count

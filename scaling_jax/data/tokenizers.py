@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -163,14 +164,16 @@ class SentencePiece:
 def open_tokenizer(config: TokenizerConfig) -> Tokenizer | None:
     """The tokenizer that `config` names, None for one that is to be trained.
 
-    Raises `RequestError` for a file that cannot be read and for a package not installed.
+    Raises `RequestError` for a file that cannot be read, a size that cannot be had, and for a
+    package not installed.
     """
     if config.name == "bytes":
         return ByteTokenizer()
     if config.file is None:
+        require_size(config.n_vocab or 0)
         return None
     try:
-        data = Path(config.file).expanduser().read_bytes()
+        data = Path(os.path.expanduser(config.file)).read_bytes()
     except OSError as error:
         raise RequestError(
             f"Cannot read the tokenizer {config.file} ({error.strerror}): "
@@ -190,6 +193,15 @@ def tokenizer_from(kind: str, data: bytes | None, where: str, n_vocab: int = 0) 
     from scaling_jax.data.bpe import BytePairs
 
     return BytePairs(data or b"", where)
+
+
+def require_size(n_vocab: int) -> None:
+    """Raises `RequestError` where a bpe of `n_vocab` tokens cannot hold what every one holds."""
+    if n_vocab < 257:
+        raise RequestError(
+            f"A bpe of {n_vocab} tokens cannot hold the 256 bytes and the separator: "
+            "let data.tokenizer.n_vocab be 257 or more."
+        )
 
 
 def need(package: str) -> Any:

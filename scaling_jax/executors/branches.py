@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 from etils import epath
@@ -17,11 +17,6 @@ from scaling_jax.training.saving import flatten
 from scaling_jax.training.step import init_state, numbers_of
 
 
-def begin_step(config: RunConfig) -> int:
-    """The step of a run's first update, less one."""
-    return config.branch.step if config.branch else 0
-
-
 def require_same_state(runs: Mapping[str, RunConfig]) -> None:
     """Raises `RequestError` for a branch with other arrays than its parent has, if that is here."""
     for name, config in runs.items():
@@ -32,7 +27,7 @@ def require_same_state(runs: Mapping[str, RunConfig]) -> None:
 def require_parents(out: epath.Path, study: Study) -> None:
     """Raises `RequestError` where a run branches from one outside the study that `out` lacks.
 
-    That one needs a checkpoint of the step and arrays like the branch's.
+    That one needs a checkpoint of the step, which it had reached, and arrays like the branch's.
     """
     for name, config in study.runs.items():
         branch = config.branch
@@ -43,17 +38,17 @@ def require_parents(out: epath.Path, study: Study) -> None:
             raise RequestError(f"run {name!r} branches from {branch.run}, which is not in {out}")
         parent = parse_config(read_record(path)["config"])
         _require_same_arrays(name, config, branch.run, parent)
-        known = Shelf(out).places([branch.run])[branch.run]
+        known = Shelf(out).steps_of(branch.run)
         if branch.step not in known:
             raise RequestError(f"run {name!r}: {no_checkpoint(branch, known)}")
 
 
-def no_checkpoint(branch: BranchConfig, known: Collection[int]) -> str:
+def no_checkpoint(branch: BranchConfig, known: Sequence[int]) -> str:
     """Says that a run was not kept at the step that another branches from."""
-    steps = ", ".join(map(str, sorted(known))) or "none"
+    steps = ", ".join(map(str, known)) or "none"
     return (
         f"run {branch.run} has no checkpoint of step {branch.step} to branch from; there are: "
-        f"{steps}. Branch from one of these, or train the parent anew with the branch in its study"
+        f"{steps}. Branch from one of these, or train both in one study with another --out"
     )
 
 

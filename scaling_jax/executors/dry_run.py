@@ -27,7 +27,7 @@ def describe_runs(cohorts: list[Cohort], corpus: Corpus) -> list[dict[str, Any]]
 
     `masked` is the share of targets that do not count. `GiB` is the estimated need of its cohort
     on each device, `seconds` its share of the cohort's time. Of a run that chooses its batch
-    itself, all are the most that it may take.
+    itself, all are the most that it may take; of a branch, what it takes beyond its parent.
     """
     rows = []
     for number, (cohort, seconds) in enumerate(

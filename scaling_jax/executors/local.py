@@ -18,7 +18,7 @@ from scaling_jax.config import RunConfig
 from scaling_jax.data.corpus import Corpus
 from scaling_jax.data.training_set import largest_set
 from scaling_jax.errors import RequestError, WorkError
-from scaling_jax.executors.branches import begin_step, no_checkpoint, require_parents
+from scaling_jax.executors.branches import no_checkpoint, require_parents
 from scaling_jax.executors.placement import Cohort, place_cohort, plan_cohorts
 from scaling_jax.hosts.agreement import (
     agreed,
@@ -165,7 +165,7 @@ class _Training:
         newest = self._newest(runs)
         parts: dict[int, dict[str, RunConfig]] = {}
         for name, config in runs.items():
-            parts.setdefault(newest[name] or begin_step(config), {})[name] = config
+            parts.setdefault(newest[name] or config.begin_step, {})[name] = config
         return sorted(parts.items())
 
     def _newest(self, runs: Runs) -> dict[str, int]:
@@ -181,8 +181,7 @@ class _Training:
             branch = cohort.runs[name].branch
             if branch is None or newest[name]:
                 continue
-            places = self._shelf.places([branch.run])[branch.run]
-            known = agreed("the checkpoints of a parent", sorted(places))
+            known = self._shelf.steps_of(branch.run)
             if branch.step not in known and branch.run in waiting:
                 self._waiting.append((cohort, tries))
                 return True
@@ -191,7 +190,8 @@ class _Training:
         for name, message in lost.items():
             self._statuses[name] = "failed"
             self._reporter.ended(name, "failed", message)
-        if lost and (rest := {n: c for n, c in cohort.runs.items() if n not in lost}):
+        rest = {name: config for name, config in cohort.runs.items() if name not in lost}
+        if lost and self._open(rest):
             self._waiting.appendleft((place_cohort(rest, self._corpus), tries))
         return bool(lost)
 
@@ -206,7 +206,7 @@ class _Training:
                 "the records",
                 {
                     self._ids[name]: recorded_until(
-                        self._out, self._ids[name], begin_step(cohort.runs[name])
+                        self._out, self._ids[name], cohort.runs[name].begin_step
                     )
                     for name in self._open(cohort.runs)
                 },

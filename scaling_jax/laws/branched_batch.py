@@ -16,7 +16,9 @@ import numpy as np
 import polars as pl
 
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.laws.describe import wrapped
 from scaling_jax.laws.regression import student
+from scaling_jax.laws.request import require_level
 from scaling_jax.laws.result import plain
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ class BranchPoint:
 
     `k_star` is the largest tried multiple of the smallest batch that is within the tolerance, as
     all smaller ones are, and `batch` that batch in tokens. It lies between `low` and `high`: the
-    largest batch of which the intervals say so, and the smallest of which they say the contrary
-    (None: neither is known). `reason` says why there is no k_star.
+    largest batch of which the intervals say so, or the smallest one, and the smallest of which they
+    say the contrary (None: of none). `reason` says why there is no k_star.
     """
 
     step: int
@@ -102,26 +104,28 @@ def measure_branched_batch(
     for records without branches or columns, `WorkError` where no branch is done.
     """
     if not tolerance > 0:
-        raise RequestError(f"the tolerance is in nats and above 0, not {tolerance:g}")
-    if not 0 < level < 1:
-        raise RequestError(f"the level is between 0 and 1, not {level:g}")
+        raise RequestError(f"tolerance is in nats and above 0, not {tolerance:g}")
+    require_level(level)
     branches = _branches(records)
     points = [
         _point(part, tolerance, level)
         for _, part in sorted(branches.group_by("branch_step"), key=lambda each: each[0])
     ]
-    return BranchedBatch(points, tolerance, level, _flags(branches, points), records.source)
+    flags = [*_left_out(records, points), *_strange_rates(branches, points)]
+    return BranchedBatch(points, tolerance, level, flags, records.source)
 
 
 def describe_branched_batch(found: BranchedBatch) -> str:
     """A paragraph a step: its branches, and the batch that loses nothing."""
-    lines = [
+    lines = wrapped(
         "Critical batch by branches (Merrill et al. 2025): the largest whose loss is within "
         f"{found.tolerance:g} nats of every smaller one's after as many tokens"
-    ]
+    )
     for point in found.points:
         lines += ["", *_describe(point, found.level)]
-    return "\n".join([*lines, *(f"! {flag}" for flag in found.flags)])
+    if found.flags:
+        lines += ["", *(line for flag in found.flags for line in wrapped(f"Flag: {flag}"))]
+    return "\n".join(lines)
 
 
 def _describe(point: BranchPoint, level: float) -> list[str]:
@@ -139,9 +143,8 @@ def _describe(point: BranchPoint, level: float) -> list[str]:
         return [head, *rows, f"  no critical batch: {point.reason}"]
     between = ""
     if point.n_parents > 1:
-        low = "-" if point.low is None else f"{point.low:,.0f}"
-        high = "-" if point.high is None else f"{point.high:,.0f}"
-        between = f", by the {level:.0%} intervals at least {low} and less than {high}"
+        high = "with no upper end" if point.high is None else f"less than {point.high:,.0f}"
+        between = f", by the {level:.0%} intervals at least {point.low:,.0f} and {high}"
     more = f" ({point.reason})" if point.reason else ""
     return [head, *rows, f"  B* = {point.batch:,.0f} tokens, k* = {point.k_star:g}{between}{more}"]
 
@@ -164,7 +167,7 @@ def _branches(records: Records) -> pl.DataFrame:
     )
     found = runs.select("run_id", *_NEEDED).join(ends, on="run_id")
     if found.is_empty():
-        raise WorkError(f"none of the branches in {records.source} is done")
+        raise WorkError(f"None of the branches in {records.source} is done")
     return found
 
 
@@ -247,7 +250,21 @@ def _knee(sizes: Sequence[Size], tolerance: float) -> tuple[float, float | None,
     return k_star, low if low is not None else sizes[0].batch, high
 
 
-def _flags(branches: pl.DataFrame, points: Sequence[BranchPoint]) -> list[str]:
+def _left_out(records: Records, points: Sequence[BranchPoint]) -> list[str]:
+    """Parents that do not count because some branch of theirs is not done."""
+    flags = []
+    for point in points:
+        declared = records.runs.filter(pl.col("branch_step") == point.step)["parent"].n_unique()
+        if declared > point.n_parents:
+            flags.append(
+                f"at step {point.step:,} {declared - point.n_parents} of {declared} parents are "
+                "left out, which have no finished branch of every batch size: a branch that "
+                "diverged speaks against its batch"
+            )
+    return flags
+
+
+def _strange_rates(branches: pl.DataFrame, points: Sequence[BranchPoint]) -> list[str]:
     """Learning rates that do not follow the rule of the method."""
     strange: set[float] = set()
     for point in points:

@@ -155,7 +155,7 @@ class _Fall:
         limit = noise + inflation * (profile_limit(noise, level, df) - noise)
         low, high = self._ends(grid, best, limit)
         reason = _reason(low is None, high is None, a, b, int(self.last.max()))
-        c = Between(math.exp(best), low and math.exp(low), high and math.exp(high))
+        c = Between(math.exp(best), *(end if end is None else math.exp(end) for end in (low, high)))
         floor = slope = Between(None, None, None)
         if not reason and low is not None and high is not None:
             floor, slope = self._levels(low, high, limit, (a, b))

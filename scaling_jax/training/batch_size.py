@@ -39,8 +39,8 @@ class BatchState(NamedTuple):
 
 
 def start(config: RunConfig) -> BatchState:
-    """The state at step 0."""
-    return BatchState(config.batch.sequences)
+    """The state at the step that the run begins at."""
+    return decide(config, BatchState(config.batch.sequences), config.begin_step)
 
 
 def next_decision(config: RunConfig, step: int) -> int:
@@ -52,8 +52,11 @@ def next_decision(config: RunConfig, step: int) -> int:
 
 
 def most_tokens(config: RunConfig) -> int:
-    """Tokens that the run sees, or the most that it may where it chooses its batch itself."""
-    step, state, sequences = 0, start(config), 0
+    """Tokens that the run trains on, or the most where it chooses its batch itself.
+
+    Not those of the run that it branches from.
+    """
+    step, state, sequences = config.begin_step, start(config), 0
     while step < config.steps:
         until = next_decision(config, step)
         sequences += (until - step) * state.sequences

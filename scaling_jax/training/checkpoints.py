@@ -15,7 +15,7 @@ from jax.sharding import SingleDeviceSharding
 
 from scaling_jax.config import RunConfig
 from scaling_jax.errors import RequestError, WorkError
-from scaling_jax.hosts.agreement import agreed, is_writer
+from scaling_jax.hosts.agreement import agreed, gathered, is_writer
 from scaling_jax.records.files import as_path
 from scaling_jax.settings import parse_config
 from scaling_jax.training.saving import (
@@ -109,16 +109,14 @@ class Shelf:
         `runs` are the identities of the lanes by run_id, and `recorded` tells of some of them up to
         which step their rows are on the disk: a checkpoint without the rows before it is not used.
         `origins` are the runs that begin here, each with the run that it branches from. After None,
-        ask for `newest` again. Raises `RequestError` for a checkpoint of another config or format,
-        and `WorkError` for a branch from a run that had ended before.
+        ask for `newest` again. Raises `RequestError` for a checkpoint of another config or format.
         """
         own = cohort_folder(self._out, list(runs))
         held_as = {run_id: origins.get(run_id, run_id) for run_id in runs}
-        places = self.places(held_as.values())
-        sources = {
-            run_id: own if own in places[held][step] else places[held][step][0]
-            for run_id, held in held_as.items()
-        }
+        sources = self._sources(held_as, step, own)
+        saved: dict[epath.Path, Saved] = {}
+        lanes: list[dict[str, Any]] = []
+        fault = None
         try:
             saved = {folder: self._describe(folder, step) for folder in sources.values()}
             lanes = [
@@ -127,6 +125,14 @@ class Shelf:
                 else _lane(folder, saved[folder], run_id, runs[run_id], recorded.get(run_id))
                 for run_id, folder in sources.items()
             ]
+        except Unusable as error:
+            fault = [error.place[0].name, str(error)]
+        # What one host cannot use, none does.
+        if faults := [each for each in gathered("what checkpoints say", fault) if each]:
+            name, why = faults[0]
+            self._pass_over(Unusable(own.parent / name, step, why))
+            return None
+        try:
             is_own = list(saved) == [own] and not origins
             if is_own:
                 state = unflatten(abstract, _load(own, saved[own], flatten(abstract)))
@@ -137,6 +143,27 @@ class Shelf:
             self._pass_over(error)
             return None
         return Restored(step, state, lanes, is_own, [run_id in origins for run_id in runs])
+
+    def steps_of(self, run_id: str) -> list[int]:
+        """The steps, ascending, of the checkpoints that a run can be branched from.
+
+        Not those of its cohort after it had diverged or was at its end.
+        """
+        found = {saved.step for _, saved in self.of_run(run_id) if _has_reached(saved, run_id)}
+        return agreed("the checkpoints of a run", sorted(found))
+
+    def _sources(
+        self, held_as: Mapping[str, str], step: int, own: epath.Path
+    ) -> dict[str, epath.Path]:
+        """The folder that each run is restored from, if it can be from `own`."""
+        names: dict[str, str] = {}
+        if is_writer():  # another host may see late what is new in a folder
+            places = self.places(held_as.values())
+            for run_id, held in held_as.items():
+                folders = places[held][step]
+                names[run_id] = (own if own in folders else folders[0]).name
+        names = agreed("the folders of checkpoints", names)
+        return {run_id: own.parent / name for run_id, name in names.items()}
 
     def of_run(self, run_id: str) -> list[tuple[epath.Path, Saved]]:
         """The checkpoints that hold a run, by what they say of themselves; the newest first."""
@@ -167,7 +194,7 @@ class Shelf:
 
     def _describe(self, folder: epath.Path, step: int) -> Saved:
         saved = _describe(folder, step)
-        if tuple(saved.runs) != self._lanes[folder]:
+        if tuple(saved.runs) != self._lanes_of(folder):
             raise Unusable(folder, step, f"checkpoint {folder / str(step)} is one of other runs")
         return saved
 
@@ -230,7 +257,7 @@ def _lane(
             f"checkpoint {path} is one of another config of run {run_id}: {', '.join(differing)}; "
             "remove it, or choose another --out"
         )
-    lane = saved.lanes[list(saved.runs).index(run_id)]
+    lane = _lane_of(saved, run_id)
     if recorded is not None and recorded < lane["recorder"]["step_start"]:
         end = f"end at step {recorded}" if recorded >= 0 else "are gone"
         why = f"checkpoint {path} is not used: the records of run {run_id} {end}"
@@ -240,13 +267,15 @@ def _lane(
 
 def _origin(folder: epath.Path, saved: Saved, parent: str) -> dict[str, Any]:
     """What the host knew of the run that another one branches from."""
-    lane = saved.lanes[list(saved.runs).index(parent)]
-    if lane["diverged"] or lane["recorder"]["step"] != saved.step:
-        raise WorkError(
-            f"run {parent} had ended at step {lane['recorder']['step']}, before step {saved.step} "
-            "that another branches from"
-        )
-    return lane
+    if not _has_reached(saved, parent):
+        why = f"run {parent} had ended in checkpoint {folder / str(saved.step)}"
+        raise Unusable(folder, saved.step, why)
+    return _lane_of(saved, parent)
+
+
+def _has_reached(saved: Saved, run_id: str) -> bool:
+    """Whether a run had reached the step of a checkpoint, and its numbers were finite."""
+    return _own_step(saved, run_id) == saved.step and not _lane_of(saved, run_id)["diverged"]
 
 
 def _assemble(
@@ -290,7 +319,11 @@ def _params(folder: epath.Path, saved: Saved, run_id: str) -> Any:
 
 
 def _own_step(saved: Saved, run_id: str) -> int:
-    return saved.lanes[list(saved.runs).index(run_id)]["recorder"]["step"]
+    return _lane_of(saved, run_id)["recorder"]["step"]
+
+
+def _lane_of(saved: Saved, run_id: str) -> dict[str, Any]:
+    return saved.lanes[list(saved.runs).index(run_id)]
 
 
 def _differing(there: Any, here: Any, prefix: str = "") -> list[str]:

@@ -84,8 +84,9 @@ class Lane:
         self.marks = self._later(self.recorder.step)
         self.diverged = state["diverged"]
 
-    def branch(self, state: Mapping[str, Any]) -> None:
-        """Begins where another run stood in `state()`, with the batch that its own config says."""
+    def branch(self, state: Mapping[str, Any], program: Program) -> None:
+        """Begins where another run stood in `state()`, `program` being that of its own batch."""
+        self.recorder.begin_batch(program.sequences, program.cut)
         self.recorder.branch(state["recorder"])
         self.marks = frozenset({self.recorder.step}) | self._later(self.recorder.step)
         self.unwritten.append(self.recorder.initial_row())
@@ -193,7 +194,7 @@ class _Loop:
     def _take_up(self, restored: Restored) -> None:
         for lane, known, begins in zip(self._lanes, restored.lanes, restored.begins, strict=True):
             if begins:
-                lane.branch(known)
+                lane.branch(known, self._at_batch(lane.batch.sequences))
             else:
                 lane.restore(known, self._at_batch(known["batch"]["sequences"]))
         if any(restored.begins):

@@ -12,7 +12,7 @@ from etils import epath
 from scaling_jax.config_data import DataConfig
 from scaling_jax.data import shards
 from scaling_jax.data.copies import local_copy
-from scaling_jax.data.corpus import load_corpus
+from scaling_jax.data.corpus import load_corpus, open_place
 from scaling_jax.data.prepare import Plan, prepare_store
 from scaling_jax.data.store import DamagedStore, is_store
 from scaling_jax.errors import RequestError
@@ -85,3 +85,5 @@ def test_damage_in_the_bucket_is_found_and_in_the_copy_is_mended(bucket, tmp_pat
     require_contents(local_copy(bucket, tmp_path / "cache", silent), DOCUMENTS)
     with pytest.raises(DamagedStore, match=r"damaged in shards/00001\.tokens"):
         local_copy(bucket, tmp_path / "other", silent)
+    with pytest.raises(DamagedStore, match=r"damaged in shards/00001\.tokens"):
+        open_place(str(bucket), tmp_path / "cache", silent, at_once=None)

@@ -45,6 +45,17 @@ def test_damage_of_a_copy_is_mended_and_nothing_else_is_copied(made, tmp_path, n
     assert changed == ([] if name == "manifest.json" else [Path(copy.folder, name)])
 
 
+def test_a_copy_anew_reads_every_file_and_writes_none_that_is_sound(made, tmp_path):
+    copy = local_copy(made, tmp_path / "cache", silent)
+    before = {path: path.stat().st_ino for path in Path(copy.folder, "shards").iterdir()}
+    require_contents(local_copy(made, tmp_path / "cache", silent, anew=True), DOCUMENTS)
+    assert {path: path.stat().st_ino for path in before} == before
+    (made / "shards/00001.tokens").write_bytes(b"x")
+    local_copy(made, tmp_path / "cache", silent)
+    with pytest.raises(DamagedStore, match=r"damaged in shards/00001\.tokens"):
+        local_copy(made, tmp_path / "cache", silent, anew=True)
+
+
 def test_damage_of_the_store_is_not_copied(made, tmp_path):
     (made / "shards/00001.tokens").write_bytes(b"x")
     with pytest.raises(DamagedStore, match=r"damaged in shards/00001\.tokens"):

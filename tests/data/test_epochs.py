@@ -69,6 +69,10 @@ def test_windows_are_those_of_each_document(lengths, data):
     assert windows_an_epoch(table_of(lengths), n_tokens, N_CTX) == expected
 
 
+def test_a_set_without_documents_has_no_windows():
+    assert windows_an_epoch(window_table(np.zeros(0, np.int64), 0, 5), 0, 5) == 0
+
+
 def test_one_document_is_cut_into_blocks():
     table = window_table(np.zeros(1, np.int64), 23, 5)
     assert windows_an_epoch(table, 23, 5) == 5

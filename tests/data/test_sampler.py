@@ -162,8 +162,17 @@ def test_documents_of_targets():
 def test_impossible_stores_are_refused(n_tokens):
     with pytest.raises(RequestError, match=f"{n_tokens} tokens"):
         windows(0, 0, 4, n_tokens, 64)
+
+
+@pytest.mark.parametrize("n_tokens", [0, 64])
+def test_a_split_without_a_window_has_no_validation(n_tokens):
     with pytest.raises(RequestError, match=f"{n_tokens} tokens"):
         validation_windows(n_tokens, 64, 1000)
+
+
+def test_a_validation_split_may_be_larger_than_an_int32_tells():
+    starts = validation_windows(2**40, 64, 1000)
+    assert len(starts) == 16 and starts[-1] > 2**39
 
 
 def test_a_subset_without_a_window_is_refused():

@@ -149,6 +149,20 @@ def test_a_long_document_is_not_cut_where_a_cut_would_show(trained, monkeypatch)
     assert lower.decode(of_text(lower, text)) == text.lower()
 
 
+def test_a_bpe_whose_tokens_go_across_words_is_not_cut(monkeypatch):
+    package = pytest.importorskip("tokenizers")
+    model = package.Tokenizer(package.models.BPE())
+    model.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    trainer = package.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=sorted(bpe._BYTES), show_progress=False
+    )
+    model.train_from_iterator(TEXTS, trainer)
+    tokenizer, text = BytePairs(model.to_str().encode(), "here"), "".join(TEXTS)
+    whole = of_text(tokenizer, text)
+    monkeypatch.setattr(bpe, "_BATCH", 20)
+    np.testing.assert_array_equal(of_text(tokenizer, text), whole)
+
+
 def test_documents_keep_to_themselves(trained):
     texts = ["", *TEXTS[:5], ""]
     documents = [Document(str(i), text.encode()) for i, text in enumerate(texts)]

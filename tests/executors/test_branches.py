@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import polars as pl
 import pytest
 from etils import epath
 
 from scaling_jax.config import (
     BatchConfig,
+    BatchPolicyConfig,
     BranchConfig,
     EngineConfig,
     EvaluationConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
@@ -187,6 +190,50 @@ def test_a_branch_whose_parent_is_gone_fails_alone(train: Train, tmp_path: Path)
     assert told.ends["wild"][0] == "diverged"
     assert told.ends["lost"][0] == "failed"
     assert "step 30" in told.ends["lost"][1]
+
+
+def test_only_the_branch_of_a_run_that_had_ended_fails(train: Train, tmp_path: Path) -> None:
+    def sgd(lr_peak: float, **fields: Any) -> RunConfig:
+        optimizer = OptimizerConfig(name="sgd", lr_peak=lr_peak)
+        together = EngineConfig(lanes=2)
+        return config(optimizer=optimizer, engine=together, mesh=MeshConfig(lane=1), **fields)
+
+    family = {
+        "wild": sgd(1e30),
+        "short": sgd(1e-3, steps=42),
+        "lost": sgd(1e-3, branch=BranchConfig(run="wild", step=30)),
+        "found": sgd(1e-3, branch=BranchConfig(run="short", step=30)),
+    }
+    told = train(Study("ended", family), tmp_path)
+    ended = {name: status for name, (status, _) in told.ends.items()}
+    assert ended == {"wild": "diverged", "short": "done", "lost": "failed", "found": "done"}
+    assert "no checkpoint of step 30" in told.ends["lost"][1]
+    rows = load(tmp_path / "ended").runs
+    short = rows.filter(name="short")["run_id"].item()
+    beyond = {"late": sgd(1e-3, branch=BranchConfig(run=short, step=60), steps=70)}
+    with pytest.raises(RequestError, match="no checkpoint of step 60"):
+        train(Study("beyond", beyond), tmp_path)
+
+
+def test_a_branch_has_the_batch_that_its_ramp_has_come_to(
+    family: Path, train: Train, tmp_path: Path
+) -> None:
+    ramp = BatchPolicyConfig(name="ramp", ramp=((11, 16), (16, 8)))
+    batch = BatchConfig(sequences=8, microbatches=2, policy=ramp)
+    study = Study("ramp", {"ramped": branch("long", 12, steps=20, batch=batch), "long": config()})
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
+        train(study, family)
+    ramped = curve(family, "ramped", study)
+    assert ramped["tokens"].to_list()[-1] == 12 * 64 + 4 * 128 + 4 * 64
+    larger = curve(family, "larger").filter(pl.col("step") == 12)
+    assert ramped["batch_tokens"].to_list()[0] == larger["batch_tokens"].item() == 128
+
+
+def test_two_names_of_one_branch_are_refused(family: Path, train: Train) -> None:
+    run_id = runs(family)["long"]["run_id"]
+    twins = {"long": config(), "a": branch("long", 12), "b": branch(run_id, 12)}
+    with pytest.raises(RequestError, match="'b' and 'a' are the same run"):
+        train(Study("twins", twins), family)
 
 
 @pytest.mark.parametrize(

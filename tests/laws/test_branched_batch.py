@@ -82,14 +82,17 @@ def test_parents_are_compared_each_by_itself() -> None:
 
 
 def test_a_knee_beyond_what_was_tried_is_said_to_be() -> None:
-    (point,) = measure_branched_batch(study(dict.fromkeys(KS, 0.0))).points
-    assert point.k_star == 16 and "may be larger" in point.reason
+    found = measure_branched_batch(study(dict.fromkeys(KS, 0.0), {"a": -1e-4, "b": 0.0, "c": 1e-4}))
+    (point,) = found.points
+    assert point.k_star == 16 and point.high is None and "may be larger" in point.reason
+    assert "at least 4,096 and with no upper end" in describe_branched_batch(found)
 
 
 def test_a_rate_that_does_not_follow_the_batch_is_flagged() -> None:
     slow: dict[str, Any] = {"p-8": {"lr_peak": 1e-3}}
     found = measure_branched_batch(study(FLAT_THEN_STEEP, **slow))
     assert "batches of 2,048 tokens" in found.flags[0]
+    assert "Flag: the learning rate" in describe_branched_batch(found)
     sgd: dict[str, Any] = {f"p-{k}": {"optimizer": "sgd", "lr_peak": 1e-3 * k} for k in KS}
     assert measure_branched_batch(study(FLAT_THEN_STEEP, **sgd)).flags == []
 
@@ -110,6 +113,8 @@ def test_only_parents_with_every_size_count() -> None:
     running = study(FLAT_THEN_STEEP, {"a": 0.0, "b": 0.0}, **{"b-8": {"status": "running"}})
     (point,) = measure_branched_batch(running).points
     assert point.n_parents == 1 and point.k_star == 4
+    (flag,) = measure_branched_batch(running).flags
+    assert "at step 100 1 of 2 parents are left out" in flag
     one: dict[str, Any] = {"p-8": {"status": "running"}}
     alone = study(FLAT_THEN_STEEP, **one)
     (point,) = measure_branched_batch(alone).points
@@ -124,7 +129,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(RequestError, match="no runs that branch"):
         measure_branched_batch(Records(records.runs.drop("parent"), records.curves, "memory"))
     queued = records.runs.with_columns(status=pl.lit("queued"))
-    with pytest.raises(WorkError, match="none of the branches"):
+    with pytest.raises(WorkError, match="None of the branches"):
         measure_branched_batch(Records(queued, records.curves, "memory"))
     with pytest.raises(RequestError, match="tolerance"):
         measure_branched_batch(records, tolerance=0.0)

@@ -174,6 +174,7 @@ def test_positions_and_other_corpora_have_a_place_where_they_were_recorded(study
         loss_books_se=pl.lit(0.02),
         loss_test=pl.col("val_loss") + 0.001 * pl.col("step").cos(),
         loss_poems=pl.lit(4.0),
+        loss_code=pl.col("val_loss") + pl.col("step").sin(),
     )
     records = Records(study.runs, curves, study.source, sides={"positions": table})
     beside = measure_beside(records)
@@ -186,6 +187,7 @@ def test_positions_and_other_corpora_have_a_place_where_they_were_recorded(study
     other = html[html.index("<h2>Transfer to other") : html.index("<h2>Gradient noise")]
     assert "books" in other and "test split" in other and "± 0.02" in other
     assert "every point: it is not a loss that was measured" in other  # poems
+    assert "<li>code: points lie" in other
     assert measure_beside(study) == (None, None)
     plain = write_report(study, None, "no fit", None, tmp_path, measure_beside(study)).read_text()
     assert "<h2>Loss along" not in plain and "<h2>Transfer" not in plain

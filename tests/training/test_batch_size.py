@@ -96,6 +96,9 @@ def test_the_most_tokens_of_a_run(tiny):
     assert most_tokens(tiny(steps=100)) == 100 * 8 * 8
     ramp = {"name": "ramp", "ramp": [[30, 16], [90, 4]]}
     assert most_tokens(tiny(batch={"policy": ramp}, steps=100)) == (30 * 8 + 60 * 16 + 10 * 4) * 8
+    branch = {"run": "0123456789ab", "step": 40}
+    config = tiny(batch={"policy": ramp}, steps=100, branch=branch)
+    assert most_tokens(config) == (50 * 16 + 10 * 4) * 8
     config = follower(tiny, most=40).model_copy(update={"steps": 220})
     assert most_tokens(config) == (50 * 8 + 50 * 16 + 120 * 32) * 8
 

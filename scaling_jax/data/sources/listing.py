@@ -75,7 +75,16 @@ def _local(root: Path) -> Iterator[File]:
 
 
 def local_file(path: Path, file_id: str) -> File:
-    """A file on a disk, which changes with its time of change, in nanoseconds."""
+    """A file on a disk, which changes with its time of change, in nanoseconds.
+
+    Raises `RequestError` for a name that is not UTF-8, of which no id can be made.
+    """
+    try:
+        file_id.encode()
+    except UnicodeEncodeError:
+        raise RequestError(
+            f"The name of the file {str(path)!r} is not UTF-8: give it another."
+        ) from None
     status = path.stat()
     return File(epath.Path(path), file_id, status.st_size, status.st_mtime_ns)
 

@@ -61,6 +61,9 @@ def _columns(schema: pa.Schema, path: epath.Path, text_field: str) -> list[str]:
             f"{path} has no column {text_field!r} for data.text_field."
             + (nearest(text_field, schema.names) if schema.names else " It has none.")
         )
+    twice = [name for name in (text_field, "id") if schema.names.count(name) > 1]
+    if twice:
+        raise RequestError(f"{path} has several columns {twice[0]!r}: keep one of them.")
     kind = _value_type(schema, text_field)
     if not _is_text(kind):
         raise RequestError(f"{path}: the column {text_field!r} holds no text but {kind}.")

@@ -15,7 +15,8 @@ from scaling_jax.zipf import ZipfFacts
 
 _VERSION = 1
 _DOCUMENTS_AT_ONCE = 4096
-_MOST_VOCABULARY = 2**31
+_MOST_VOCABULARY = 2**24  # tables of all token ids are held
+_MOST_FACTS = 10_000  # so that the documents drawn at once take some hundred MB
 # What a spec calls the fields, and how each is read.
 _FIELDS = {
     "tokens": ("tokens", int),
@@ -33,7 +34,7 @@ class Synthetic:
 
     Token ids are those of the keys, from the most frequent on, and then of the values. More tokens
     of one seed begin with the same documents. Raises `RequestError` for fewer than one token, a
-    negative seed, and more token ids than an int32 can tell.
+    negative seed, more facts a document than 10,000, and 2^24 token ids or more.
     """
 
     process: ZipfFacts = field(default_factory=ZipfFacts)
@@ -45,8 +46,14 @@ class Synthetic:
             raise RequestError(f"synthetic tokens {self.tokens}: it is 1 or more")
         if self.seed < 0:
             raise RequestError(f"synthetic seed {self.seed}: it is 0 or more")
+        if self.process.mean_facts > _MOST_FACTS:
+            raise RequestError(
+                f"synthetic facts {self.process.mean_facts:g}: it is {_MOST_FACTS:,} or fewer"
+            )
         if self.n_vocab >= _MOST_VOCABULARY:
-            raise RequestError(f"synthetic has {self.n_vocab} token ids: fewer than 2^31")
+            raise RequestError(
+                f"synthetic has {self.n_vocab} token ids: it is to have fewer than 2^24"
+            )
 
     @classmethod
     def from_spec(cls, text: str) -> Synthetic:

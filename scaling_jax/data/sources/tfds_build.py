@@ -66,7 +66,7 @@ def _data_dir() -> Path:
             f"ArrayRecord is read from a disk, and TFDS_DATA_DIR is {folder}: copy the datasets to "
             "a folder, or prepare token stores of them, which may lie in a bucket."
         )
-    return Path(folder).expanduser()
+    return Path(os.path.expanduser(folder))
 
 
 def _found(name: str, config: str | None) -> Any:

@@ -107,6 +107,15 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
         _open(tmp_path)
 
 
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"\xff.txt")).write_text("x")
+    except OSError:
+        pytest.skip("the disk has no such names")
+    with pytest.raises(RequestError, match="is not UTF-8: give it another"):
+        Files(epath.Path(tmp_path))
+
+
 def test_a_pipe_is_not_waited_for(tmp_path):
     _write(tmp_path, {"a.txt": b"a"})
     os.mkfifo(tmp_path / "pipe.txt")

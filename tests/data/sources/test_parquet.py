@@ -11,7 +11,8 @@ from scaling_jax.errors import RequestError
 
 def _read(tmp_path, table, text_field: str = "text", **options):
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table(table), path, **options)
+    table = table if isinstance(table, pa.Table) else pa.table(table)
+    pq.write_table(table, path, **options)
     return list(parquet.documents(epath.Path(path), "sub/a.parquet", text_field))
 
 
@@ -48,6 +49,14 @@ def test_columns_that_are_text_too(tmp_path, kind):
 )
 def test_a_fault_is_named_with_its_row(tmp_path, table, said):
     with pytest.raises(RequestError, match=rf"a\.parquet.*{said}"):
+        _read(tmp_path, table)
+
+
+@pytest.mark.parametrize("name", ["text", "id"])
+def test_two_columns_of_a_name_are_refused(tmp_path, name):
+    columns = [pa.array(["x"])] * 3
+    table = pa.Table.from_arrays(columns, names=["text", "id", name])
+    with pytest.raises(RequestError, match=f"several columns '{name}'"):
         _read(tmp_path, table)
 
 

@@ -49,6 +49,7 @@ def test_opens_by_spec():
         ("seed=-1", "seed -1"),
         ("keys=2000000000,values=2000000000", "fewer than"),
         ("alpha=-1", "alpha"),
+        ("facts=1e12", "facts 1e+12: it is 10,000 or fewer"),
     ],
 )
 def test_faulty_specs(options, message):
