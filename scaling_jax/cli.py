@@ -17,7 +17,6 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from scaling_jax.cli_analysis import (
-    _leave_the_accelerator,
     allocate,
     branched_batch,
     critical_batch,
@@ -26,7 +25,13 @@ from scaling_jax.cli_analysis import (
     plan,
     report,
 )
-from scaling_jax.cli_common import Json, pairs, print_json, print_table
+from scaling_jax.cli_common import (
+    Json,
+    leave_the_accelerator,
+    pairs,
+    print_json,
+    print_table,
+)
 from scaling_jax.cli_corpora import positions, transfer
 from scaling_jax.cli_curvature import curvature
 from scaling_jax.cli_data import PreparationProgress, data
@@ -180,7 +185,7 @@ def _look_ahead(records: Records, may_stop: str | None) -> Any:
 
     if may_stop is None and not set(records.runs["status"]) & set(UNDER_WAY):
         return None  # the analysis takes a second to import
-    _leave_the_accelerator()
+    leave_the_accelerator()
     from scaling_jax.laws.forecast.monitor import look_ahead
 
     return look_ahead(records, may_stop)

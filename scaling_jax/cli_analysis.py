@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from scaling_jax.cli_common import Json, Source, constants, numbers, pairs, print_json, roles
+from scaling_jax.cli_common import (
+    Json,
+    Level,
+    Plot,
+    Source,
+    Where,
+    analysis,
+    constants,
+    draw_picture,
+    leave_the_accelerator,
+    numbers,
+    pairs,
+    print_json,
+    require_picture,
+    roles,
+)
 from scaling_jax.errors import RequestError, WorkError
 
 Columns = Annotated[
     str, arg(metavar="N=...,D=...,loss=...", help="The table's names of the law's columns.")
 ]
-Where = Annotated[
-    str | None,
-    arg(metavar="EXPR", help="Rows to use, a condition in SQL on the table's columns."),
-]
-Level = Annotated[float, arg(help="Level of the intervals.")]
-Plot = Annotated[Path | None, arg(metavar="FILE.svg", help="Draw the result; .svg or .png.")]
 
 
 def fit(
@@ -57,8 +65,8 @@ def fit(
     json: Json = False,
 ) -> int:
     """Fit a scaling law, with intervals and the panel that says what it is worth."""
-    _require_picture(plot)
-    laws, records = _analysis(source)
+    require_picture(plot)
+    laws, records = analysis(source)
     try:
         fitted = laws.fit(
             records,
@@ -79,7 +87,7 @@ def fit(
     if plot is not None:
         from scaling_jax.report import figures
 
-        _draw(figures.law_fit(fitted), plot)
+        draw_picture(figures.law_fit(fitted), plot)
     if json:
         print_json(fitted.to_json())
     else:
@@ -100,7 +108,7 @@ def noise(
     json: Json = False,
 ) -> int:
     """Show the gradient noise scale against tokens and loss, with intervals, parts and law."""
-    laws, records = _analysis(source)
+    laws, records = analysis(source)
     try:
         found = laws.measure_noise(records, level, precision)
     except WorkError as error:
@@ -140,8 +148,8 @@ def critical_batch(
     json: Json = False,
 ) -> int:
     """Measure the critical batch size from a batch sweep, at each loss and as B_crit(L)."""
-    _require_picture(plot)
-    laws, records = _analysis(source)
+    require_picture(plot)
+    laws, records = analysis(source)
     try:
         found = laws.measure_critical_batch(
             records,
@@ -160,7 +168,7 @@ def critical_batch(
     if plot is not None:
         from scaling_jax.report import figures
 
-        _draw(figures.critical_batch(found.ladder, found.unit), plot)
+        draw_picture(figures.critical_batch(found.ladder, found.unit), plot)
     if json:
         print_json(found.to_json())
     else:
@@ -179,7 +187,7 @@ def branched_batch(
     json: Json = False,
 ) -> int:
     """Measure the critical batch size from branches of a run: the largest that loses nothing."""
-    laws, records = _analysis(source)
+    laws, records = analysis(source)
     found = laws.measure_branched_batch(records, tolerance, level)
     if json:
         print_json(found.to_json())
@@ -213,8 +221,8 @@ def allocate(
     json: Json = False,
 ) -> int:
     """Say how compute divides between N and D, by every approach that the runs carry."""
-    _require_picture(plot)
-    laws, records = _analysis(source)
+    require_picture(plot)
+    laws, records = analysis(source)
     try:
         found = laws.allocate(
             records,
@@ -231,7 +239,7 @@ def allocate(
         from scaling_jax.report.figures.compute import allocations as draw
 
         spent = found.points["C"]
-        _draw(draw(found.allocations, (spent.min(), spent.max())), plot)
+        draw_picture(draw(found.allocations, (spent.min(), spent.max())), plot)
     if json:
         print_json(found.to_json())
     elif found.allocations:
@@ -280,13 +288,13 @@ def plan(
     """Say what to train with so many FLOPs, with intervals, time and money."""
     if advise is None and (columns or where):
         raise RequestError("--columns and --where are of the runs that --advise names")
-    _leave_the_accelerator()
+    leave_the_accelerator()
     from scaling_jax.laws.describe_plan import describe_plan
     from scaling_jax.laws.plan import plan as make
 
     records, basis = None, fit
     if advise is not None:
-        laws, records = _analysis(advise)
+        laws, records = analysis(advise)
         from scaling_jax.laws.forecast import advise as advice
 
         if constants is None and fit is None:
@@ -318,7 +326,7 @@ def report(
     json: Json = False,
 ) -> int:
     """Fit, draw the figures and write the HTML page, into the study's folder."""
-    laws, records = _analysis(str(folder))
+    laws, records = analysis(str(folder))
     from scaling_jax.report.study_report import write_study_report
 
     written = write_study_report(records, folder / "report")
@@ -331,30 +339,3 @@ def report(
     if written.refusal is not None:
         raise WorkError(written.refusal)
     return 0
-
-
-def _analysis(source: str) -> tuple[Any, Any]:
-    _leave_the_accelerator()
-    from scaling_jax import laws, records
-    from scaling_jax.cache import keep_compiled
-
-    keep_compiled()
-    return laws, records.load(source)
-
-
-def _require_picture(path: Path | None) -> None:
-    if path is not None and path.suffix not in (".svg", ".png"):
-        raise RequestError(f"--plot draws .svg or .png, not {path.name!r}")
-
-
-def _draw(figure: Any, path: Path) -> None:
-    from scaling_jax.records.files import as_path, write_atomic
-    from scaling_jax.report.figures import render
-
-    picture = render(figure, "svg" if path.suffix == ".svg" else "png")
-    write_atomic(as_path(path), picture)
-
-
-def _leave_the_accelerator() -> None:
-    # To a study that may be running beside this command.
-    os.environ["JAX_PLATFORMS"] = "cpu"

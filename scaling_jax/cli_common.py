@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -14,6 +16,13 @@ from scaling_jax.errors import RequestError
 
 Json = Annotated[bool, arg(help="Print one JSON object and nothing else on standard output.")]
 Source = Annotated[Positional[str], arg(metavar="SOURCE", help="A study folder, CSV or Parquet.")]
+
+Where = Annotated[
+    str | None,
+    arg(metavar="EXPR", help="Rows to use, a condition in SQL on the table's columns."),
+]
+Level = Annotated[float, arg(help="Level of the intervals.")]
+Plot = Annotated[Path | None, arg(metavar="FILE.svg", help="Draw the result; .svg or .png.")]
 
 
 def pairs(words: Any, option: str) -> dict[str, str]:
@@ -82,3 +91,33 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def analysis(source: str) -> tuple[Any, Any]:
+    """The package of laws and the records of a source, with the accelerator left alone."""
+    leave_the_accelerator()
+    from scaling_jax import laws, records
+    from scaling_jax.cache import keep_compiled
+
+    keep_compiled()
+    return laws, records.load(source)
+
+
+def leave_the_accelerator() -> None:
+    """Keep this process on the CPU: a study may be running beside it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def require_picture(path: Path | None) -> None:
+    """Raises `RequestError` for a --plot of another kind, before anything is computed."""
+    if path is not None and path.suffix not in (".svg", ".png"):
+        raise RequestError(f"--plot draws .svg or .png, not {path.name!r}")
+
+
+def draw_picture(figure: Any, path: Path) -> None:
+    """Write a figure as what the name of its file says."""
+    from scaling_jax.records.files import as_path, write_atomic
+    from scaling_jax.report.figures import render
+
+    picture = render(figure, "svg" if path.suffix == ".svg" else "png")
+    write_atomic(as_path(path), picture)

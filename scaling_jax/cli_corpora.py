@@ -6,8 +6,18 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from scaling_jax.cli_analysis import Level, Plot, Where, _analysis, _draw, _require_picture
-from scaling_jax.cli_common import Json, Source, print_json, roles
+from scaling_jax.cli_common import (
+    Json,
+    Level,
+    Plot,
+    Source,
+    Where,
+    analysis,
+    draw_picture,
+    print_json,
+    require_picture,
+    roles,
+)
 from scaling_jax.errors import RequestError, WorkError
 
 
@@ -28,11 +38,11 @@ def transfer(
     json: Json = False,
 ) -> int:
     """Fit the line of the loss on other corpora against the loss on the training one."""
-    _require_picture(plot)
+    require_picture(plot)
     others = [word.strip() for word in other.split(",") if word.strip()]
     if other and not others:
         raise RequestError(f"--other takes columns, not {other!r}")
-    laws, records = _analysis(source)
+    laws, records = analysis(source)
     found = laws.measure_transfer(records, others, roles(columns), where=where, level=level)
     lines = [each for each in found.corpora if each.line is not None]
     if plot is not None and lines:
@@ -40,11 +50,13 @@ def transfer(
         from scaling_jax.report.figures import transfer_corpora
 
         if len(found.corpora) > 1:
-            _draw(transfer_corpora(found), plot)
+            draw_picture(transfer_corpora(found), plot)
         else:
             (one,) = lines
             phase = one.points["phase"] if one.line.phase_test is not None else None
-            _draw(draw(one.line, one.points["loss"], one.points["other"], phase, one.name), plot)
+            draw_picture(
+                draw(one.line, one.points["loss"], one.points["other"], phase, one.name), plot
+            )
     if json:
         print_json(found.to_json())
     elif lines:
@@ -66,8 +78,8 @@ def positions(
     json: Json = False,
 ) -> int:
     """Fit the loss along the context, L(T) = a + b T^-c, of every run."""
-    _require_picture(plot)
-    laws, records = _analysis(source)
+    require_picture(plot)
+    laws, records = analysis(source)
     try:
         found = laws.measure_positions(records, step=step, where=where, level=level)
     except WorkError as error:
@@ -77,7 +89,7 @@ def positions(
     if plot is not None:
         from scaling_jax.report.figures import loss_by_position
 
-        _draw(loss_by_position(found), plot)
+        draw_picture(loss_by_position(found), plot)
     if json:
         print_json(found.to_json())
     else:

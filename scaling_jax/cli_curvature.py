@@ -7,8 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from scaling_jax.cli_analysis import _leave_the_accelerator
-from scaling_jax.cli_common import Json, print_json
+from scaling_jax.cli_common import Json, leave_the_accelerator, print_json
 
 _LEVEL = 0.9
 
@@ -40,7 +39,7 @@ def curvature(
 ) -> int:
     """Measure B_noise = tr(H Sigma) / G^T H G, with the Hessian H, at checkpoints of a run."""
     if not accelerator:
-        _leave_the_accelerator()
+        leave_the_accelerator()
     from scaling_jax.executors.curvature import choose_run, measure_run
     from scaling_jax.executors.startup import start_jax
     from scaling_jax.laws.describe_points import describe_points

@@ -7,8 +7,19 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from scaling_jax.cli_analysis import Level, Plot, Where, _analysis, _draw, _require_picture
-from scaling_jax.cli_common import Json, Source, numbers, print_json, roles
+from scaling_jax.cli_common import (
+    Json,
+    Level,
+    Plot,
+    Source,
+    Where,
+    analysis,
+    draw_picture,
+    numbers,
+    print_json,
+    require_picture,
+    roles,
+)
 from scaling_jax.errors import RequestError, WorkError
 
 Columns = Annotated[
@@ -54,11 +65,11 @@ def forecast(
     json: Json = False,
 ) -> int:
     """Forecast the final loss of every unfinished run, with an interval."""
-    _require_picture(plot)
+    require_picture(plot)
     shares = numbers(observed, "--observed")
     if shares is not None and not backtest:
         raise RequestError("--observed says what --backtest sees; give --backtest too")
-    _, records = _analysis(source)
+    _, records = analysis(source)
     from scaling_jax.laws.forecast import backtest as tests
     from scaling_jax.laws.forecast import describe
     from scaling_jax.laws.forecast import seal as seals
@@ -82,7 +93,7 @@ def forecast(
     if plot is not None:
         from scaling_jax.report.figures import forecast as figures
 
-        _draw(figures.forecasts(found), plot)
+        draw_picture(figures.forecasts(found), plot)
     if json:
         print_json(found.to_json())
     else:
@@ -103,7 +114,7 @@ def score(
     if len(files) < 2:
         raise RequestError("score takes one sealed file or more, and then the source")
     *sealed, source = files
-    _, records = _analysis(source)
+    _, records = analysis(source)
     from scaling_jax.laws.forecast import describe
     from scaling_jax.laws.forecast import seal as seals
     from scaling_jax.laws.forecast.curve import curves_of

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from etils import epath
 
-from scaling_jax.data.prepare import Plan
+from scaling_jax.data import shards
+from scaling_jax.data.prepare import Plan, prepare_store
 from scaling_jax.data.sources import Document
 from scaling_jax.data.splits import SPLITS, Split, split_of
 from scaling_jax.data.store import Store
@@ -19,6 +22,15 @@ TEXTS = [
     (f"novel{i % 50}#{i}", f"Chapter {i}. It was the {i % 7}th of May.\n".encode() * (i % 5 + 1))
     for i in range(150)
 ]
+
+
+SMALL = 200  # bytes of a stretch, so that few documents make many shards
+
+
+def small_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes many shards of few documents."""
+    monkeypatch.setattr(shards, "_STRETCH", SMALL)
+    monkeypatch.setattr(shards, "_GROUP", 70)
 
 
 class Listed:
@@ -53,6 +65,11 @@ def planned(
     """The plan of a store of bytes, or of tokens where the source has its own `n_vocab`."""
     own: Tokenizer = ByteTokenizer() if n_vocab is None else TokenIds(n_vocab)
     return Plan(Listed(documents, n_vocab), "listed", tokenizer or own, split_on)
+
+
+def made(folder: Path, plan: Plan | None = None, **named: Any) -> tuple[Any, bool]:
+    """`prepare_store`, of the documents of this module where no plan is given."""
+    return prepare_store(plan or planned(), epath.Path(folder), silent, **named)
 
 
 def read_back(split: Split, separator: int) -> list[list[int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec.config
 import pytest
 from etils import epath
 
@@ -17,20 +16,15 @@ from scaling_jax.data.prepare import Plan, prepare_store
 from scaling_jax.data.store import DamagedStore, is_store
 from scaling_jax.errors import RequestError
 from scaling_jax.records import leases
-from scaling_jax.records.files import as_path
 from tests.data.stores import DOCUMENTS, Listed, files, planned, require_contents, silent
-from tests.records.object_stores import ObjectStore, make_bucket, serving
+from tests.records.object_stores import ObjectStore, folder_of_test, serving_bucket
 
 NAME = "tokens"
 
 
 @pytest.fixture(scope="module", params=("s3", "gs"))
 def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
-    with serving(request.param) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.env.items():
-            patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
-        make_bucket(running, NAME)
+    with serving_bucket(request.param, NAME) as running:
         yield running
 
 
@@ -41,8 +35,7 @@ def bucket(
     monkeypatch.setattr(shards, "_STRETCH", 500)
     monkeypatch.setattr(leases, "_SETTLE_S", 0.1)
     monkeypatch.setattr(leases, "LEASE_S", 0.5)
-    name = request.node.name.partition("[")[0]
-    return as_path(f"{store.scheme}://{NAME}/{name}")
+    return folder_of_test(store, NAME, request)
 
 
 class Killed(BaseException):

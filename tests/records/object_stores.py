@@ -13,7 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
+import fsspec.config
 import pytest
+from etils import epath
+from etils.epath import backend
+
+from scaling_jax.records.files import as_path
 
 
 class ObjectStore(NamedTuple):
@@ -38,6 +44,26 @@ def serving(scheme: str) -> Iterator[ObjectStore]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def serving_bucket(scheme: str, name: str) -> Iterator[ObjectStore]:
+    """`serving`, with a bucket of that name which this process and those it starts can reach."""
+    with serving(scheme) as running, pytest.MonkeyPatch.context() as patch:
+        for variable, value in running.env.items():
+            patch.setenv(variable, value)
+        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
+        make_bucket(running, name)
+        yield running
+        # The next server is at another port, and both keep their clients.
+        fsspec.get_filesystem_class(scheme).clear_instance_cache()
+        backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+def folder_of_test(store: ObjectStore, name: str, request: pytest.FixtureRequest) -> epath.Path:
+    """A folder of the test's own in the bucket."""
+    test = request.node.name.partition("[")[0]
+    return as_path(f"{store.scheme}://{name}/{test}")
 
 
 def _moto(port: int) -> tuple[list[str], dict[str, str]]:

@@ -21,7 +21,13 @@ from scaling_jax.records.coverage import recorded_until
 from scaling_jax.records.files import as_path
 from scaling_jax.records.locks import FolderLock, is_locked
 from scaling_jax.records.writer import write_study
-from tests.records.object_stores import ObjectStore, make_bucket, serving
+from tests.records.object_stores import (
+    ObjectStore,
+    folder_of_test,
+    make_bucket,
+    serving,
+    serving_bucket,
+)
 from tests.records.runs import begun, damage, noise, row
 
 SCHEMES = ("s3", "gs")
@@ -30,18 +36,13 @@ NAME = "scaling"
 
 @pytest.fixture(scope="module", params=SCHEMES)
 def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
-    with serving(request.param) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.env.items():
-            patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
-        make_bucket(running, NAME)
+    with serving_bucket(request.param, NAME) as running:
         yield running
 
 
 @pytest.fixture
 def bucket(store: ObjectStore, request: pytest.FixtureRequest) -> epath.Path:
-    name = request.node.name.partition("[")[0]
-    return as_path(f"{store.scheme}://{NAME}/{name}")
+    return folder_of_test(store, NAME, request)
 
 
 def trained(out: epath.Path) -> None:

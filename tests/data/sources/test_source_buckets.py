@@ -6,7 +6,6 @@ import gzip
 import json
 from collections.abc import Iterator
 
-import fsspec.config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,26 +13,20 @@ from etils import epath
 
 from scaling_jax.data.sources import open_source
 from scaling_jax.errors import RequestError
-from scaling_jax.records.files import as_path
-from tests.records.object_stores import ObjectStore, make_bucket, serving
+from tests.records.object_stores import ObjectStore, folder_of_test, serving_bucket
 
 NAME = "sources"
 
 
 @pytest.fixture(scope="module", params=("s3", "gs"))
 def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
-    with serving(request.param) as running, pytest.MonkeyPatch.context() as patch:
-        for name, value in running.env.items():
-            patch.setenv(name, value)
-        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
-        make_bucket(running, NAME)
+    with serving_bucket(request.param, NAME) as running:
         yield running
 
 
 @pytest.fixture
 def bucket(store: ObjectStore, request: pytest.FixtureRequest) -> epath.Path:
-    name = request.node.name.partition("[")[0]
-    return as_path(f"{store.scheme}://{NAME}/{name}")
+    return folder_of_test(store, NAME, request)
 
 
 def _lines(*texts: str) -> bytes:
