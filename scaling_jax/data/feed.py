@@ -104,7 +104,7 @@ class HostFeed:
         return Fed(rows, np.concatenate(valid) if valid else None)
 
     def close(self) -> None:
-        """Ends the threads and waits for them."""
+        """Ends the threads and waits for those that gather; one about to finds it closed."""
         self._closed = True
         self._blocks.close()
         for worker in list(self._workers):
