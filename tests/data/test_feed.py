@@ -58,11 +58,18 @@ def on_device(tokens: np.ndarray, start_step: int, stop_step: int) -> np.ndarray
     return np.asarray(jnp.asarray(tokens)[starts + jnp.arange(N_CTX + 1)[None, None, None, :]])
 
 
+def left_after(before: set[threading.Thread]) -> set[threading.Thread]:
+    """The threads that do not end; one that had not begun to gather ends a moment after `close`."""
+    for late in set(threading.enumerate()) - before:
+        late.join(10)
+    return set(threading.enumerate()) - before
+
+
 @pytest.fixture(autouse=True)
 def _no_thread_is_left():
     before = set(threading.enumerate())
     yield
-    assert set(threading.enumerate()) <= before
+    assert left_after(before) == set()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32])
@@ -174,13 +181,6 @@ def test_the_stop_is_a_stop():
 def test_a_feed_of_no_steps():
     with open_feed(store(), 100, 100) as feed:
         assert feed.take(0).rows.shape == (0, len(SEEDS), BATCH, N_CTX + 1)
-
-
-def left_after(before: set[threading.Thread]) -> set[threading.Thread]:
-    """The threads that do not end; one that had not begun to gather ends a moment after `close`."""
-    for late in set(threading.enumerate()) - before:
-        late.join(10)
-    return set(threading.enumerate()) - before
 
 
 @pytest.mark.parametrize("taken", [0, 1, 200])
