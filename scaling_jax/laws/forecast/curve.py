@@ -11,6 +11,7 @@ import polars as pl
 
 from scaling_jax.errors import RequestError
 from scaling_jax.laws.columns import flat_table
+from scaling_jax.laws.forecast.unnamed import with_runs
 from scaling_jax.laws.selection import Selection, begin, require_measured, require_single
 
 if TYPE_CHECKING:
@@ -97,11 +98,13 @@ def curves_of(
     over the batch where that is known, and else the tokens themselves, which is flagged. A log
     that went back to an earlier step of its run (a restart) keeps the later rows, flagged. A loss
     that is not positive and finite ends the curve before it, flagged. What is left out: {run_id,
-    name, rule, reason, n_points}.
+    name, rule, reason, n_points}. Where nothing tells runs apart, rows of one size are one curve,
+    and without sizes all are.
 
     Raises `RequestError` for unknown roles, missing columns, and two rows of a run at one step.
     """
     row = "row_of_the_log"
+    records = with_runs(records, columns)
     records = replace(records, curves=records.curves.with_row_index(row))
     required = ("run", "loss", "row")
     table = flat_table(

@@ -28,6 +28,7 @@ from scaling_jax.laws.forecast.cleaning import FEWEST_POINTS
 from scaling_jax.laws.forecast.curve import Curve, curves_of
 from scaling_jax.laws.forecast.plans import declared_plans, plan_for, plan_of_another
 from scaling_jax.laws.forecast.predict import Prediction, Question, end_of_runs
+from scaling_jax.laws.forecast.unnamed import with_runs
 from scaling_jax.laws.request import require_level
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def forecast(
     require_level(level)
     if horizon is not None and not (math.isfinite(horizon) and horizon > 0):
         raise RequestError(f"horizon is a number of steps above 0, not {horizon:g}")
+    records = with_runs(records, columns)
     curves, excluded = curves_of(records, columns, where)
     if not curves:
         raise WorkError(f"{records.source} has no curve with a loss")

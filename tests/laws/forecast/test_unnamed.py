@@ -1,0 +1,49 @@
+"""Tables that do not say which run a row is of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from scaling_jax import records
+from scaling_jax.laws.forecast.curve import curves_of
+from scaling_jax.laws.forecast.run import forecast
+from scaling_jax.laws.forecast.unnamed import with_runs
+
+STEP = np.arange(10, 510, 10)
+
+
+def table(path: Path, **columns: pl.Expr | int) -> records.Records:
+    frame = pl.DataFrame({"step": STEP, "loss": 2 + 3 * STEP**-0.5})
+    frame.with_columns(**columns).write_csv(path)
+    return records.load(path)
+
+
+def test_rows_without_sizes_are_one_curve(tmp_path: Path) -> None:
+    (curve,), excluded = curves_of(table(tmp_path / "one.csv"))
+    assert curve.step.tolist() == STEP.tolist() and not excluded
+    found = forecast(table(tmp_path / "one.csv"), horizon=5000)
+    assert abs(found.runs[0].prediction.loss - (2 + 3 * 5000**-0.5)) < 1e-3
+
+
+def test_rows_of_one_size_are_one_curve_whatever_its_column_is_called(tmp_path: Path) -> None:
+    two = table(tmp_path / "two.csv", width=pl.when(pl.col("step") % 20 == 0).then(8).otherwise(4))
+    curves, _ = curves_of(two, {"N": "width"})
+    assert [(curve.run_id, curve.size, curve.step.size) for curve in curves] == [
+        ("width=4", 4.0, 25),
+        ("width=8", 8.0, 25),
+    ]
+
+
+def test_what_a_run_was_declared_with_goes_along(tmp_path: Path) -> None:
+    found = with_runs(table(tmp_path / "declared.csv", steps=5000, schedule=pl.lit("cosine")))
+    assert found.runs.select("run_id", "steps", "schedule").rows() == [("run", 5000, "cosine")]
+
+
+def test_runs_that_a_table_names_stay(tmp_path: Path) -> None:
+    named = table(tmp_path / "named.csv", run_id=pl.lit("a"))
+    mapped = table(tmp_path / "mapped.csv", trial=pl.lit("b"))
+    assert with_runs(named) is named
+    assert with_runs(mapped, {"run": "trial"}) is mapped
