@@ -132,25 +132,35 @@ def declared_plans(records: Records) -> dict[str, np.ndarray]:
 def plan_of_another(curve: Curve, horizon: float, finished: Sequence[Curve]) -> Plan | None:
     """The plan of the finished run whose rates were those of this one so far, and whose it was.
 
-    Rates are compared as shares of the peak, at the same shares of the steps. None where no run
-    had them.
+    Rates are compared as shares of the peak, at the same shares of the steps. Runs of the same
+    declared schedule come before others; among equals those whose rate never falls, then the
+    nearest rates and the nearest number of steps. None where no run had them.
     """
     if curve.lr is None:
         return None
-    share = curve.lr / curve.lr.max()
-    best: tuple[float, Curve] | None = None
+    matching = []
     for run in finished:
-        if run.run_id == curve.run_id or run.lr is None:
-            continue
-        at = curve.step / horizon * run.end
-        inside = at >= run.step[0]
-        theirs = np.interp(at[inside], run.step, run.lr) / run.lr.max()
-        apart = float(np.max(np.abs(share[inside] - theirs), initial=0.0))
-        if inside.any() and apart <= _SAME_SHARE and (best is None or apart < best[0]):
-            best = (apart, run)
-    if best is None:
+        apart = None if run.run_id == curve.run_id else _apart(curve, horizon, run)
+        if apart is not None and apart <= _SAME_SHARE:
+            other_name = curve.schedule is None or run.schedule != curve.schedule
+            away = abs(np.log(run.end / horizon))
+            falls = run.constant_rate() is False
+            matching.append(((other_name, falls, round(apart, 3), away), run))
+    if not matching:
         return None
-    run = best[1]
+    run = min(matching, key=lambda each: each[0])[1]
     assert run.lr is not None
     rows = np.stack([run.step * horizon / run.end, run.lr / run.lr.max() * curve.lr.max()], axis=1)
     return Plan(rows, run.run_id)
+
+
+def _apart(curve: Curve, horizon: float, run: Curve) -> float | None:
+    """The largest difference of the shares of the peak, None where nothing can be compared."""
+    if curve.lr is None or run.lr is None:
+        return None
+    at = curve.step / horizon * run.end
+    inside = at >= run.step[0]
+    if not inside.any():
+        return None
+    theirs = np.interp(at[inside], run.step, run.lr) / run.lr.max()
+    return float(np.max(np.abs(curve.lr[inside] / curve.lr.max() - theirs)))

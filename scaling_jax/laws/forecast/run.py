@@ -224,12 +224,11 @@ def _plan(
     if declared is not None:
         return declared[declared[:, 0] <= end], ()
     ahead = f"learning rate after step {curve.end:g} not known: taken to be"
-    if curve.constant_rate() is not False:
-        return None, (f"{ahead} constant",)
     other = plan_of_another(curve, end, helpers)
-    if other is None:
-        return None, (f"{ahead} as it is now",)
-    return other.rows, (f"{ahead} as in run {other.run_id}",)
+    if other is not None:
+        return other.rows, (f"{ahead} as in run {other.run_id}",)
+    stays = "as it is now" if curve.constant_rate() is False else "constant"
+    return None, (f"{ahead} {stays}",)
 
 
 def _answered(

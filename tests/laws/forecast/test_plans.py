@@ -101,3 +101,19 @@ def test_the_rates_of_a_finished_run_that_was_alike_so_far_are_taken_over() -> N
     at = np.interp(3000.0, found.rows[:, 0], found.rows[:, 1])
     assert at == pytest.approx(1e-3 * (1 + np.cos(np.pi * 0.75)), rel=0.05)
     assert plan_of_another(seen, 4000.0, finished[:1]) is None
+
+
+def test_a_rate_that_has_not_fallen_yet_falls_as_it_did_under_the_same_schedule() -> None:
+    def run(name: str, schedule: str | None, falls: bool = True) -> Curve:
+        step = np.arange(10.0, 1001.0, 10.0)
+        rate = np.minimum(1.0, (1000 - step) / 200) if falls else np.ones(step.size)
+        return Curve(name, name, step, 3 - step / 1e5, lr=2e-3 * rate, schedule=schedule)
+
+    finished = [run("constant", "constant", falls=False), run("falls", "wsd")]
+    declared = plan_of_another(run("new", "wsd").until(500.0), 1000.0, finished)
+    assert declared is not None and declared.run_id == "falls" and declared.rows[-1, 1] == 0
+    unknown = run("new", None).until(500.0)
+    stays = plan_of_another(unknown, 1000.0, finished)
+    assert stays is not None and stays.run_id == "constant"
+    only = plan_of_another(unknown, 1000.0, finished[1:])
+    assert only is not None and only.run_id == "falls"
