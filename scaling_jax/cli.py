@@ -25,6 +25,7 @@ from scaling_jax.cli_analysis import (
     plan,
     report,
 )
+from scaling_jax.cli_collapse import collapse
 from scaling_jax.cli_common import (
     Json,
     leave_the_accelerator,
@@ -144,6 +145,7 @@ COMMANDS = {
     "fit": fit,
     "forecast": forecast,
     "score": score,
+    "collapse": collapse,
     "noise": noise,
     "curvature": curvature,
     "critical-batch": critical_batch,
