@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from scaling_jax.errors import RequestError
 from scaling_jax.laws.arrays import positive
@@ -150,11 +149,10 @@ def advise(
     found = posterior(points, theta, np.arange(points.y.size), x)
 
     freedom = max(n_runs - theta.size, 1)
-    quantile = float(stats.t.ppf((1 + level) / 2, freedom))
-    half = quantile * float(np.sqrt(found.covariance[-1, -1]))
-    middle = found.mean[-1] + points.y_centre
+    half = found.half_width(-1, level, freedom)
+    middle = found.middle(-1) + points.y_centre
     low, loss, high = np.exp([middle - half, middle, middle + half])
-    of_form = float(found.of_form[-1])
+    of_form = found.share_of_form(-1)
     return Advice(
         N=N,
         D=D,
@@ -167,7 +165,7 @@ def advise(
         n_runs=n_runs,
         most_flops=most,
         columns={role: selection.table.sources[role] for role in ("run", *law.inputs, "loss")},
-        runs=_sequence(found, grid, rows, frame, quantile, count),
+        runs=_sequence(found, grid, rows, frame, (level, freedom), count),
         flags=_flags(of_form, freedom, n_runs, N / inputs["N"].max(), D / inputs["D"].max()),
     )
 
@@ -233,17 +231,17 @@ def _sequence(
     grid: np.ndarray,
     rows: int,
     frame: pl.DataFrame,
-    quantile: float,
+    certainty: tuple[float, int],
     count: int,
 ) -> list[NextRun]:
     blocks = np.arange(len(grid) * rows).reshape(-1, rows)
     flops = 6.0 * grid.prod(axis=1)
     chosen: list[NextRun] = []
+    before = found.half_width(-1, *certainty)
     for _ in range(count):
         best = best_run(found, -1, blocks, flops)
-        before = found.covariance[-1, -1]
         found = measured_more(found, blocks[best])
-        after = found.covariance[-1, -1]
+        after = found.half_width(-1, *certainty)
         size, tokens = grid[best]
         chosen.append(
             NextRun(
@@ -251,10 +249,11 @@ def _sequence(
                 D=float(tokens),
                 batch_tokens=_batch(frame, size, tokens),
                 flops=float(flops[best]),
-                half_width=quantile * float(np.sqrt(after)),
-                narrowing=float(1 - np.sqrt(after / before)),
+                half_width=after,
+                narrowing=1 - after / before,
             )
         )
+        before = after
     return chosen
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from scaling_jax.errors import WorkError
 from scaling_jax.laws.fitting import Points, make_points, solve
@@ -120,9 +119,8 @@ class _Pool:
             starts = np.concatenate([last[None], starts[:: len(starts) // 3]])
         theta = solve(self.points, weights, starts=starts).theta[0]
         found = posterior(self.points, theta, used, self.x)
-        freedom = max(used.size - theta.size, 1)
-        half = float(stats.t.ppf((1 + self.level) / 2, freedom) * np.sqrt(found.covariance[-1, -1]))
-        error = float(found.mean[-1] - self.measured)
+        half = found.half_width(-1, self.level, max(used.size - theta.size, 1))
+        error = found.middle(-1) - self.measured
         return theta, Reached(half, error, float(self.flops[used].sum()), used.size), found
 
     def follow(

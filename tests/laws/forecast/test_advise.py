@@ -35,17 +35,23 @@ def table(noise: float = 0.003, rows: int = 1, batch: bool = True) -> pl.DataFra
     )
 
 
+def known(covariance: np.ndarray, noise: float) -> Posterior:
+    """Errors of one size, which is no question."""
+    zero = np.zeros((1, len(covariance)))
+    return Posterior(np.ones(1), zero, covariance[None], np.array([noise]), zero)
+
+
 def test_the_advised_run_is_the_best_of_all_for_its_flops() -> None:
     root = np.random.default_rng(0).normal(size=(30, 9))
-    found = Posterior(np.zeros(9), root.T @ root / 30, 0.3, np.zeros(9))
+    found = known(root.T @ root / 30, 0.3)
     flops = np.random.default_rng(1).uniform(1, 4, size=4)
     blocks = np.arange(8).reshape(4, 2)
     worth = []
     for block, cost in zip(blocks, flops, strict=True):
         kept = [*block, 8]
-        inner = found.covariance[np.ix_(kept, kept)] + np.diag([0.3, 0.3, 0.0])
+        inner = found.covariance[0][np.ix_(kept, kept)] + np.diag([0.3, 0.3, 0.0])
         after = 1 / np.linalg.inv(inner)[2, 2]
-        worth.append(np.log(found.covariance[8, 8] / after) / cost)
+        worth.append(np.log(found.covariance[0, 8, 8] / after) / cost)
     np.testing.assert_allclose(gains(found, 8, blocks) / flops, worth, rtol=1e-9)
     assert best_run(found, 8, blocks, flops) == int(np.argmax(worth))
 
@@ -54,7 +60,7 @@ def test_a_run_that_narrows_next_to_nothing_is_no_advice_however_cheap() -> None
     covariance = np.diag([1.0, 1.0, 1.0])
     covariance[0, 2] = covariance[2, 0] = 0.9
     covariance[1, 2] = covariance[2, 1] = 0.05
-    found = Posterior(np.zeros(3), covariance, 0.1, np.zeros(3))
+    found = known(covariance, 0.1)
     blocks = np.array([[0], [1]])
     worth = gains(found, 2, blocks)
     assert worth[1] < 0.03 * worth[0]

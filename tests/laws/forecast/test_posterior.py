@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from scaling_jax.laws.fitting import Objective, Points, make_points, solve
 from scaling_jax.laws.forecast import posterior as module
-from scaling_jax.laws.forecast.posterior import gains, linearise, measured_more, posterior
+from scaling_jax.laws.forecast.posterior import (
+    Posterior,
+    gains,
+    linearise,
+    measured_more,
+    posterior,
+)
 from scaling_jax.laws.forms import find_law
 
 LAW = find_law("l_nd_chinchilla")
@@ -65,10 +72,10 @@ def test_is_generalised_least_squares_written_out(monkeypatch: pytest.MonkeyPatc
     inner = np.linalg.inv(prior[:n, :n] + noise**2 * np.eye(n))
     across = prior[n:, :n] @ inner
     expected = prior[n:, n:] - across @ prior[:n, n:]
-    np.testing.assert_allclose(found.covariance, expected, atol=1e-9)
+    np.testing.assert_allclose(found.covariance[0], expected, atol=1e-9)
     mean = value[n:] + across @ (points.y[used] - value[:n])
-    np.testing.assert_allclose(found.mean, mean, atol=1e-8)
-    assert found.noise == pytest.approx(noise**2)
+    np.testing.assert_allclose(found.mean[0], mean, atol=1e-8)
+    assert found.noise == pytest.approx(noise**2) and found.weight == 1.0
 
 
 def test_gain_of_a_candidate_is_that_of_measuring_it() -> None:
@@ -78,7 +85,8 @@ def test_gain_of_a_candidate_is_that_of_measuring_it() -> None:
     blocks = np.array([[0, 1], [4, 5], [10, 11]])
     for block, gain in zip(blocks, gains(found, -1, blocks), strict=True):
         after = measured_more(found, block)
-        assert gain == pytest.approx(np.log(found.covariance[-1, -1] / after.covariance[-1, -1]))
+        left = [each.weight @ each.covariance[:, -1, -1] for each in (found, after)]
+        assert gain == pytest.approx(np.log(left[0] / left[1]))
         ordered = measured_more(measured_more(found, block[:1]), block[1:])
         np.testing.assert_allclose(after.covariance, ordered.covariance, atol=1e-12)
 
@@ -92,8 +100,33 @@ def test_a_form_that_bends_away_is_known_less_well_and_predicted_better() -> Non
         found = posterior(points, theta, np.arange(25), place(points, *target))
         wrong = bend * np.log(target[0] / 1e8) * np.log(target[1] / 1e10) / 10
         truth = np.log(LAW.predict(TRUTH, N=target[0], D=target[1])) + wrong - points.y_centre
-        halves.append(float(np.sqrt(found.covariance[0, 0])))
-        errors.append(abs(float(found.mean[0] - truth)))
+        halves.append(found.half_width(0, 0.68, 20))
+        errors.append(abs(found.middle(0) - truth))
         plain.append(abs(float(linearise(points, theta, place(points, *target))[0][0] - truth)))
     assert halves[1] > 1.5 * halves[0]
     assert errors[1] < plain[1] and errors[1] < 2 * halves[1]
+
+
+def test_an_interval_holds_what_is_drawn_as_often_as_it_says() -> None:
+    weight, spread = np.array([0.7, 0.2, 0.1]), np.array([1.0, 2.0, 5.0])
+    mean = np.array([[0.5], [-1.0], [2.0]])
+    found = Posterior(weight, mean, spread[:, None, None] ** 2, np.ones(3), np.zeros((3, 1)))
+    rng = np.random.default_rng(0)
+    size = rng.choice(3, size=400_000, p=weight)
+    drawn = mean[size, 0] + spread[size] * rng.standard_t(7, size=size.size)
+    half = found.half_width(0, 0.9, 7)
+    assert found.middle(0) == pytest.approx(0.35)
+    assert np.mean(np.abs(drawn - 0.35) <= half) == pytest.approx(0.9, abs=0.002)
+    alone = found._replace(weight=np.array([1.0, 0.0, 0.0]))
+    assert alone.half_width(0, 0.9, 7) == pytest.approx(stats.t.ppf(0.95, 7), rel=1e-9)
+
+
+def test_sizes_that_the_points_rule_out_are_left_out() -> None:
+    used = np.arange(25)
+    found = {}
+    for noise in (0.001, 0.02):
+        points = noisy(noise)
+        found[noise] = posterior(points, fitted(points, used), used, place(points, 3e9, 3e11))
+        assert found[noise].weight.sum() == pytest.approx(1.0)
+        assert found[noise].weight.size < len(module._GRID)
+    assert found[0.001].noise.max() < found[0.02].noise.min()
