@@ -16,13 +16,13 @@ from scaling_jax.laws.forecast.calibration import (
     for_another_set,
     interval,
 )
+from scaling_jax.laws.forecast.cleaning import branched
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.predict import Answer, Prediction, Question, end_of_runs
 
 OBSERVED = (0.1, 0.25, 0.5)
 _PARTS = (1.0, 0.7, 0.5)  # of an observed curve, whose ends it is asked about
 _LEAST_PART = 8  # points of such a part
-_SHARED = 3  # points that two curves have in common: branches of one run, and no coincidence
 
 
 Forecaster = Callable[[Sequence[Question]], list[Answer]]
@@ -296,14 +296,8 @@ def _helpers(curve: Curve, seen: Curve, finished: Sequence[Curve]) -> list[Curve
         for other in finished
         if other.run_id != curve.run_id
         and (curve.size is None or other.size is None or other.size <= curve.size)
-        and not _branch(seen, other)
+        and not branched(seen, other)
     ]
-
-
-def _branch(seen: Curve, other: Curve) -> bool:
-    _, mine, its = np.intersect1d(seen.step, other.step, return_indices=True)
-    same = int(np.sum(seen.loss[mine] == other.loss[its]))
-    return same >= _SHARED and 2 * same >= len(mine)
 
 
 def _errors(name: str, pairs: Sequence[tuple[Outcome, Interval]]) -> dict[str, Any]:

@@ -32,23 +32,21 @@ OTHER_SET = 2.0
 
 
 class Scale(NamedTuple):
-    """What makes a forecast's difficulty: a share of its loss, and shares of its distance from what
-    others say."""
+    """What makes a forecast's difficulty: a share of its loss, of how far the methods' forecasts
+    lie about their mean, and of its distance from what others say."""
 
     of_loss: float
+    of_spread: float
     of_distance: Mapping[str, float]
 
 
-# About how much of each the error was, on all curves of gemstones and multipowerlaw: what is right
-# within a set does not rest on it. Laws of the schedule are off by their residual, however far a
-# rate falls; models of one size differ with their shapes.
-_SCHEDULE = Scale(0.001, {"power_offset": 0.03})
-_SCALES = {
-    "multi_power": _SCHEDULE,
-    "annealing": _SCHEDULE,
-    "larger_model": Scale(0.005, {"last_size": 0.1}),
-}
-_USUAL = Scale(1e-6, {"power_law": 0.1, "power_offset": 0.3})
+# About how much of each the error was, on all curves of gemstones and multipowerlaw, and on small
+# models of our own where methods differ: what is right within a set does not rest on it. Laws of
+# the schedule are off by their residual, however far a rate falls; models of one size differ with
+# their shapes.
+CONSTANT_RATE = Scale(1e-6, 0.5, {"power_law": 0.1, "power_offset": 0.3})
+CHANGING_RATE = Scale(0.001, 0.5, {"power_offset": 0.03})
+LARGER_MODEL = Scale(0.005, 0.0, {"last_size": 0.1})
 
 
 class Interval(NamedTuple):
@@ -115,16 +113,18 @@ def conformal_quantile(scores: Sequence[float] | np.ndarray, level: float) -> fl
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
 
 
-def difficulty(method: str, observed: Curve, loss: float, others: Mapping[str, float]) -> float:
-    """The scale (nats a token) of the error of a method's forecast: never zero.
+def difficulty(
+    scale: Scale, observed: Curve, loss: float, others: Mapping[str, float], spread: float = 0.0
+) -> float:
+    """The scale (nats a token) of the error of a forecast `loss`: never zero.
 
-    The rms sum of the scatter of the observed curve, a share of the loss, and shares of the
-    distance from what `others` say: of a power law a small share, as it is a long way off.
+    The rms sum of the scatter of the observed curve, a share of the loss and of the methods'
+    `spread`, and shares of the distance from what `others` say: of a power law a small share, as
+    it is a long way off. Where a curve is too short for one, it is as far as the last value.
     """
-    scale = _SCALES.get(method, _USUAL)
-    parts = [share * (loss - others[name]) for name, share in scale.of_distance.items()
-             if name in others]  # fmt: skip
-    return math.hypot(scatter(observed), scale.of_loss * loss, *parts)
+    last = others.get("last_value", loss)
+    parts = [share * (loss - others.get(name, last)) for name, share in scale.of_distance.items()]
+    return math.hypot(scatter(observed), scale.of_loss * loss, scale.of_spread * spread, *parts)
 
 
 def scatter(curve: Curve) -> float:

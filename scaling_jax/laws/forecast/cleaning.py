@@ -10,12 +10,14 @@ import numpy as np
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.forecast.curve import Curve
 
-FEWEST_POINTS = 4  # after warm-up, for any forecast
+FEWEST_POINTS = 2  # after warm-up, for any forecast
+FEWEST_ALONE = 4  # where no finished run helps
 _BEFORE = 5  # points whose median is the level before a rise
 _HIGH = 8.0  # times the noise above that level: a rise
 _LEAST_RISE = 0.02  # of ln L; below it a rise is no event, however still the curve
 _AFTER = 1.5  # times the points of a rise are left out
 _PEAK = 0.999  # of the largest rate: warm-up has ended
+_SHARED = 3  # points that two curves have in common: branches of one run, and no coincidence
 _NOT_BACK = "loss risen since step"
 
 
@@ -68,7 +70,7 @@ def require_forecastable(curve: Curve, horizon: float) -> None:
     """Whether a cleaned curve can be forecast to `horizon` steps.
 
     Raises `RequestError` for a horizon before the last point, `WorkError` for a curve that has not
-    passed warm-up, has fewer than four points after it, or whose loss has risen and not come back.
+    passed warm-up, has fewer than two points after it, or whose loss has risen and not come back.
     """
     if not (np.isfinite(horizon) and horizon > 0):
         raise RequestError(f"A horizon is a positive number of steps, not {horizon:g}")
@@ -89,6 +91,21 @@ def require_forecastable(curve: Curve, horizon: float) -> None:
 def not_back(curve: Curve) -> str | None:
     """The flag of a loss that has risen and not come back, or None."""
     return next((flag for flag in curve.flags if flag.startswith(_NOT_BACK)), None)
+
+
+@functools.lru_cache(maxsize=2**17)
+def branched(seen: Curve, other: Curve) -> bool:
+    """Whether two runs were one, up to the end of `seen` or nearly; runs of one seed may be one in
+    warm-up, and then part."""
+    after = clean(seen)
+    if after.step.size < _SHARED:
+        return False
+    at = int(np.searchsorted(other.step, after.step[0]))
+    if at < other.step.size and other.step[at] == after.step[0] and other.loss[at] != after.loss[0]:
+        return False  # mostly, one look tells
+    _, mine, its = np.intersect1d(after.step, other.step, return_indices=True)
+    same = int(np.sum(after.loss[mine] == other.loss[its]))
+    return same >= _SHARED and 2 * same >= len(mine)
 
 
 def _after_warmup(curve: Curve) -> Curve:

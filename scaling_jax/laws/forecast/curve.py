@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 END_SHARE = 0.02  # of a curve's steps: the measured end of a run is the mean of its losses there
 _CHANGE = 1e-3  # relative; two learning rates that differ by less are one
+_ROUNDING = 1e-9  # relative, of a step that is a share of another
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +63,12 @@ class Curve:
             return self.end >= (1 - 1e-9) * self.horizon
         return self.status in (None, "done")
 
+    @functools.lru_cache(maxsize=4096)  # noqa: B019
     def until(self, step: float) -> Curve:
         """What had been seen after `step` steps; at the end of the curve, the curve itself."""
         if step >= self.end:
             return self
-        return self.where(self.step <= step)
+        return self.where(self.step <= step * (1 + _ROUNDING))
 
     def where(self, kept: np.ndarray) -> Curve:
         """The points where `kept` (n,) is true."""
@@ -79,12 +82,13 @@ class Curve:
 
     def constant_rate(self) -> bool | None:
         """Whether the learning rate is constant after warm-up; None where nothing says so."""
-        if self.lr is not None and self.lr.size:
-            after = self.lr[self.step > (self.warmup_steps or 0)]
+        after = np.empty(0) if self.lr is None else self.lr[self.step > (self.warmup_steps or 0)]
+        # Two rows may be all there is of a decay, whose rate is then that of one window.
+        if after.size > 2 or (after.size and self.schedule is None):
             # A mean over the window in which warm-up ended is below the peak.
-            after = after[int(np.argmax(after)) :] if after.size else after
-            return not after.size or bool(np.ptp(after) <= _CHANGE * after.max())
-        return None if self.schedule is None else self.schedule == "constant"
+            after = after[int(np.argmax(after)) :]
+            return bool(np.ptp(after) <= _CHANGE * after.max())
+        return None if self.schedule is None else self.schedule.startswith("constant")
 
 
 def curves_of(
@@ -94,7 +98,8 @@ def curves_of(
 
     `columns` maps roles (run, S or tokens, loss, N, lr, batch_tokens, steps, warmup_steps, ...)
     onto columns, `where` is a condition in SQL. `lr` is a column with the learning rate of every
-    row; a peak alone says nothing of the schedule. Without a column of steps the steps are tokens
+    row; a row without takes it from the rows of its run around it, with or without a loss. A peak
+    alone says nothing of the schedule. Without a column of steps the steps are tokens
     over the batch where that is known, and else the tokens themselves, which is flagged. A log
     that went back to an earlier step of its run (a restart) keeps the later rows, flagged. A loss
     that is not positive and finite ends the curve before it, flagged. What is left out: {run_id,
@@ -111,8 +116,9 @@ def curves_of(
         records, {**(columns or {}), "row": row}, required, where, first={"lr": "lr"}
     )
     selection = begin(table, records, where)
-    selection.drop(pl.col("loss").is_null(), "incomplete", f"no {table.sources['loss']}")
     note = _with_steps(selection)
+    _with_rates(selection)
+    selection.drop(pl.col("loss").is_null(), "incomplete", f"no {table.sources['loss']}")
     counted = table.sources.get("S", "tokens")
     selection.drop(~pl.col("S").is_finite().fill_null(False), "incomplete", f"no {counted}")
     selection.drop(pl.col("S") <= 0, "initialisation", "step 0: before any update")
@@ -155,6 +161,16 @@ def _with_steps(selection: Selection) -> tuple[str, ...]:
         return ()
     selection.points = points.with_columns(S=pl.col(tokens).cast(pl.Float64))
     return ("steps are counted in tokens: the table has neither steps nor the batch",)
+
+
+def _with_rates(selection: Selection) -> None:
+    """Fills the learning rates that some rows of a run lack, as an evaluation between them."""
+    if "lr" not in selection.table.sources:
+        return
+    rate = pl.col("lr").cast(pl.Float64).fill_nan(None)
+    filled = rate.interpolate_by(pl.col("S").cast(pl.Float64).fill_null(-1.0))
+    filled = filled.forward_fill().backward_fill()
+    selection.points = selection.points.with_columns(lr=filled.over("run", order_by="S"))
 
 
 def _after_restarts(points: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]] | None:
@@ -215,7 +231,10 @@ def _curve(
     # A peak is not the rate of every step.
     lr = None if sources.get("lr") == "lr_peak" else column("lr")
     schedule = word("schedule")
-    if lr is None and schedule is None:
+    if lr is not None and not (np.all(np.isfinite(lr) & (lr >= 0)) and lr.any()):
+        lr = None
+        flags += ("learning rates that are negative, not finite or all 0 are left out",)
+    elif lr is None and schedule is None:
         flags += ("no learning rate column: it is taken to be constant",)
     return Curve(
         run_id=run,

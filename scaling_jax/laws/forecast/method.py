@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from scaling_jax.laws.forecast.curve import Curve
 
-# The observed curve, the horizon in its steps, the finished runs, and the learning rate planned:
-# rows (step, lr) from the first step to the horizon, (k, 2); None where it stays as it is.
+
+class Question(NamedTuple):
+    """What is the loss after `horizon` steps of the run that was `observed`, or has not begun?
+
+    `finished` are the runs that may help; `lr` (k, 2) the planned rows (step, lr) up to the
+    horizon, None where the rate stays as it is.
+    """
+
+    observed: Curve
+    horizon: float
+    finished: Sequence[Curve]
+    lr: np.ndarray | None
+
+
+# The four parts of a question.
 Predict = Callable[[Curve, float, Sequence[Curve], np.ndarray | None], float | None]
 
 
@@ -23,3 +38,8 @@ class Method:
     name: str
     needs: tuple[str, ...]
     predict: Predict
+
+    def ask(self, question: Question) -> float | None:
+        """The loss (nats a token), finite and above 0, or None."""
+        loss = self.predict(*question)
+        return loss if loss is not None and math.isfinite(loss) and loss > 0 else None

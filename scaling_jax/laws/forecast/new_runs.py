@@ -10,7 +10,7 @@ import numpy as np
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.forecast import larger, same_run
 from scaling_jax.laws.forecast.backtest import Asked, Backtest, calibration_of, judge, outcomes_of
-from scaling_jax.laws.forecast.calibration import Calibration
+from scaling_jax.laws.forecast.calibration import CHANGING_RATE, LARGER_MODEL, Calibration
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.method import Method
 from scaling_jax.laws.forecast.plans import plan_for
@@ -25,7 +25,10 @@ _SAME_END = 0.02
 
 def larger_models(questions: Sequence[Question]) -> list[Answer]:
     """Larger models, each by the first method that applies, baselines beside."""
-    return [answer(question, larger.METHODS, larger.BASELINES) for question in questions]
+    return [
+        answer(question, (larger.METHODS,), larger.BASELINES, LARGER_MODEL)
+        for question in questions
+    ]
 
 
 def ask_larger(finished: Sequence[Curve], size: float, horizon: float | None) -> Question:
@@ -88,7 +91,7 @@ def other_schedules(questions: Sequence[Question]) -> list[Answer]:
     answers = []
     for question in questions:
         try:
-            answers.append(answer(question, _SCHEDULES, _LONGEST))
+            answers.append(answer(question, (_SCHEDULES,), _LONGEST, CHANGING_RATE))
         except WorkError as error:
             answers.append(error)
     return answers

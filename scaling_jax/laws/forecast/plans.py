@@ -104,7 +104,7 @@ def plan_for(schedule: str, like: Curve, horizon: float) -> np.ndarray:
         )
     warmup = like.warmup_steps
     if warmup is None:  # it had ended by the first row with the peak
-        warmup = float(like.step[int(np.argmax(like.lr >= 0.999 * like.lr.max()))])
+        warmup = _warm(like)
     return named_plan(schedule, float(like.lr.max()), horizon, warmup)
 
 
@@ -159,8 +159,15 @@ def _apart(curve: Curve, horizon: float, run: Curve) -> float | None:
     if curve.lr is None or run.lr is None:
         return None
     at = curve.step / horizon * run.end
-    inside = at >= run.step[0]
+    # Warm-ups take steps, and not shares of a run: two of one schedule differ there.
+    inside = (at >= _warm(run)) & (curve.step >= _warm(curve))
     if not inside.any():
         return None
     theirs = np.interp(at[inside], run.step, run.lr) / run.lr.max()
     return float(np.max(np.abs(curve.lr[inside] / curve.lr.max() - theirs)))
+
+
+def _warm(curve: Curve) -> float:
+    """The first step near the peak rate."""
+    assert curve.lr is not None
+    return float(curve.step[int(np.argmax(curve.lr >= 0.999 * curve.lr.max()))])

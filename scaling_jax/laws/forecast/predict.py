@@ -1,41 +1,31 @@
-"""The forecast of one question: the first method that applies, with the baselines beside it."""
+"""The forecast of one question: the methods that apply combined, with the baselines beside."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from scaling_jax.errors import WorkError
 from scaling_jax.laws.forecast import same_run
-from scaling_jax.laws.forecast.calibration import difficulty
-from scaling_jax.laws.forecast.cleaning import clean, require_forecastable
+from scaling_jax.laws.forecast.calibration import (
+    CHANGING_RATE,
+    CONSTANT_RATE,
+    Scale,
+    difficulty,
+)
+from scaling_jax.laws.forecast.cleaning import FEWEST_ALONE, clean, require_forecastable
+from scaling_jax.laws.forecast.combine import combine
 from scaling_jax.laws.forecast.curve import Curve
-from scaling_jax.laws.forecast.method import Method
+from scaling_jax.laws.forecast.method import Method, Question
 from scaling_jax.laws.forecast.schedule_methods import MULTI_POWER_LAW
 
-# In order of preference; the first is None where the learning rate stays.
-_METHODS = (MULTI_POWER_LAW, *same_run.METHODS)
-
-
-class Question(NamedTuple):
-    """What is the loss after `horizon` steps of the run that was `observed`, or has not begun?
-
-    `finished` are the runs that may help; `lr` (k, 2) the planned rows (step, lr) up to the
-    horizon, None where the rate stays as it is.
-    """
-
-    observed: Curve
-    horizon: float
-    finished: Sequence[Curve]
-    lr: np.ndarray | None
+# The curve alone where neither a law of the schedule nor finished runs apply.
+_METHODS = ((MULTI_POWER_LAW, same_run.FINISHED_RUNS), (same_run.ALONE,))
 
 
 class Prediction(NamedTuple):
-    """The loss (nats a token), by which method, what must be said with it, the scale of its error
-    (`calibration.difficulty`), and what the baselines say."""
+    """The loss (nats a token), by which methods (joined by " + "), what must be said with it, the
+    scale of its error (`calibration.difficulty`), and what the baselines say."""
 
     loss: float
     method: str
@@ -47,8 +37,14 @@ class Prediction(NamedTuple):
 Answer = Prediction | WorkError
 
 
-def answer(question: Question, methods: Sequence[Method], baselines: Sequence[Method]) -> Answer:
-    """The prediction of the first of `methods` that applies, or why there is none.
+def answer(
+    question: Question,
+    methods: Sequence[Sequence[Method]],
+    baselines: Sequence[Method],
+    scale: Scale,
+) -> Answer:
+    """The prediction by the first of `methods` of which any applies, combined, or why there is
+    none; `scale` is that of its error.
 
     Raises `RequestError` for a horizon before the last point.
     """
@@ -59,22 +55,32 @@ def answer(question: Question, methods: Sequence[Method], baselines: Sequence[Me
             require_forecastable(observed, question.horizon)
         except WorkError as error:
             return error
-    for method in methods:
-        loss = _ask(method, question)
-        if loss is None:
+    for group in methods:
+        asked = {method.name: method.ask(question) for method in group}
+        losses = {name: loss for name, loss in asked.items() if loss is not None}
+        if not losses:
             continue
-        beside = {each.name: _ask(each, question) for each in baselines}
+        found = combine(question, group, losses)
+        beside = {each.name: each.ask(question) for each in baselines}
         known = {name: value for name, value in beside.items() if value is not None}
-        scale = difficulty(method.name, observed, loss, known)
-        return Prediction(loss, method.name, observed.flags, scale, known)
+        hard = difficulty(scale, observed, found.loss, known, found.spread)
+        return Prediction(found.loss, found.name, observed.flags, hard, known)
     return WorkError(_why_not(observed))
 
 
 def _why_not(observed: Curve) -> str:
+    count = observed.step.size
+    if not count:
+        return f"Run {observed.name} has no points yet"
     if observed.constant_rate() is False and observed.lr is None:
         return (
             f"The learning rate of run {observed.name} changes, and no column gives it at each "
             "step: name one with lr=COLUMN"
+        )
+    if count < FEWEST_ALONE:
+        return (
+            f"Run {observed.name} has {count} points after warm-up, and without finished runs like "
+            f"it a forecast needs {FEWEST_ALONE}"
         )
     return (
         f"Run {observed.name} is to go on at other learning rates than it has shown, and no "
@@ -83,10 +89,17 @@ def _why_not(observed: Curve) -> str:
 
 
 def end_of_runs(questions: Sequence[Question]) -> list[Answer]:
-    """The ends of runs, each by the first method that applies, baselines beside."""
-    return [answer(question, _METHODS, same_run.BASELINES) for question in questions]
+    """The ends of runs, by what applies, baselines beside."""
+    return [
+        answer(
+            question,
+            _METHODS,
+            same_run.BASELINES,
+            CONSTANT_RATE if _rate_stays(question) else CHANGING_RATE,
+        )
+        for question in questions
+    ]
 
 
-def _ask(method: Method, question: Question) -> float | None:
-    loss = method.predict(*question)
-    return loss if loss is not None and math.isfinite(loss) and loss > 0 else None
+def _rate_stays(question: Question) -> bool:
+    return same_run.rate_stays(clean(question.observed), question.lr)

@@ -23,6 +23,10 @@ class Rates(NamedTuple):
         """The learning rate at those steps; after the last knot it stays as it is."""
         return np.interp(np.asarray(step, dtype=np.float64), self.step, self.lr)
 
+    def counted_in(self, unit: float) -> Rates:
+        """The same rates with steps counted in `unit` of these."""
+        return Rates(self.step / unit, self.lr)
+
     @property
     def peak(self) -> float:
         """The largest learning rate."""

@@ -13,8 +13,11 @@ from scaling_jax.laws.forecast.curve import END_SHARE, Curve
 from scaling_jax.laws.forecast.method import Method
 from scaling_jax.laws.forecast.power import power_law, power_offset, power_offset_by_hindcast
 
-# Chosen among the gemstones runs up to width 1024, where a wider weight is as good within 3 %.
-_WINDOW = 0.4  # of the steps before a point: the line through these gives the level there
+# Chosen among the gemstones runs up to width 1024, as they are, with noise and with few points, and
+# small models of our own; a wider weight, and other windows, are as good within 3 %.
+_WINDOWS = (0.25, 0.8)  # of ln s about a point: the line through these gives the level there
+_FEWEST = 4  # points of such a line, where there are as many
+_ALIKE = 0.7  # of ln of a ratio of drops: further apart they say less of each other
 _WEIGHT_WIDTH = 1.0  # of ln N: finished runs count less the further their size is
 _LEAST_WEIGHT = 0.02
 _RIDGE = 0.03
@@ -40,14 +43,6 @@ _REGRESSIONS: tuple[tuple[tuple[int, ...], bool], ...] = (
 )
 
 
-class _Stretch(NamedTuple):
-    """A curve seen up to a step: its smoothed level there, the features, and the drop by itself."""
-
-    level: float
-    features: np.ndarray
-    alone: float | None
-
-
 class _Pair(NamedTuple):
     """A finished run, the step up to which it is compared, and the step that is its end."""
 
@@ -63,11 +58,12 @@ def predict_from_finished(
 
     The drop of every finished run, from its smoothed level where this run now is to its end, is
     regressed by ridge on its drops over the last two doublings, its level and ln N, in several
-    combinations; each is weighted by its leave-one-run-out errors to the power -4, and so is the
-    curve's own power law with an offset. Runs that reach the horizon are read there, at the same
-    steps and the same batch; the others at the same share of their own steps. With fewer than three
-    runs the drop is a multiple of that over the last doubling. None without a finished run at the
-    same learning rates.
+    combinations, of levels smoothed by little and by more; each is weighted by its leave-one-run-
+    out errors to the power -4, and so is the curve's own power law with an offset. Runs that reach
+    the horizon are read there, at the same steps and the same batch; the others at the same share
+    of their own steps. With fewer than three runs the drop is theirs, times about the ratio of
+    those over the last doubling. None without a finished run at the same learning rates, and with
+    fewer than two points.
     """
     seen = clean(observed)
     if seen.step.size < FEWEST_POINTS:
@@ -75,45 +71,62 @@ def predict_from_finished(
     pairs = _pairs(seen, horizon, finished, lr)
     if not pairs:
         return None
-    own = _stretch(observed, seen.end, horizon)
-    stretches = [_stretch(pair.run, pair.step, pair.end) for pair in pairs]
-    drop = np.array(
-        [
-            each.level - _loss_at(pair.run, pair.end)
-            for each, pair in zip(stretches, pairs, strict=True)
-        ]
-    )
-    features = np.stack([each.features for each in stretches])
-    sized = seen.size is not None and all(pair.run.size is not None for pair in pairs)
-    weight = np.ones(len(pairs))
-    if sized:
-        away = (features[:, _SIZE] - own.features[_SIZE]) / _WEIGHT_WIDTH
-        weight = np.exp(-0.5 * away**2) + _LEAST_WEIGHT
-    weight /= weight.sum()
-    guesses, errors = [], []
-    for columns, constant in _REGRESSIONS[: 1 if len(pairs) < 3 else None]:
-        unknowns = len(columns) + constant
-        if (_SIZE in columns and not sized) or (len(pairs) < unknowns + 2 and unknowns > 1):
-            continue
-        guess, left_out = _ridge(features, drop, weight, own.features, list(columns), constant)
-        guesses.append(guess)
-        errors.append(left_out)
+    ends = np.array([_loss_at(run, end) for run, _, end in pairs])
     if len(pairs) < 3:
-        return own.level - guesses[0]
-    alone = [each.alone for each in stretches]
-    if own.alone is not None and None not in alone:
-        guesses.append(own.alone)
-        errors.append(np.array(alone, dtype=np.float64) - drop)
+        return _from_few(observed, seen.end, pairs, ends)
+    weight = _weights(seen, pairs)
+    guesses, errors = _regressed(observed, seen.end, pairs, ends, weight)
+    own = _by_itself(observed, seen.end, horizon)
+    alone = [_by_itself(*pair) for pair in pairs]
+    if own is not None and None not in alone:
+        guesses.append(own)
+        errors.append(ends - np.array(alone, dtype=np.float64))
     size = np.abs(np.array(errors))
     # A single run that no combination foresees says nothing about which is the best.
     size = np.minimum(size, 3 * np.median(size, axis=1, keepdims=True))
     trust = (size**2 @ weight + _TINY) ** -2.0
-    return own.level - float(trust @ np.array(guesses) / trust.sum())
+    return float(trust @ np.array(guesses) / trust.sum())
+
+
+def _regressed(
+    observed: Curve, step: float, pairs: Sequence[_Pair], ends: np.ndarray, weight: np.ndarray
+) -> tuple[list[float], list[np.ndarray]]:
+    """What every regression makes of the end, and its errors (n,) at every run without that run."""
+    size = np.array([_size_of(run) for run, _, _ in pairs])
+    sized = _sized(observed, pairs)
+    guesses, errors = [], []
+    for window in _WINDOWS:
+        own = np.append(_stretch(observed, step, window), _size_of(observed))
+        stretches = np.array([_stretch(run, at, window) for run, at, _ in pairs])
+        features = np.column_stack([stretches, size])
+        drop = stretches[:, _LEVEL] - ends
+        for columns, constant in _REGRESSIONS:
+            unknowns = len(columns) + constant
+            if (_SIZE in columns and not sized) or (len(pairs) < unknowns + 2 and unknowns > 1):
+                continue
+            guess, left_out = _ridge(features, drop, weight, own, list(columns), constant)
+            guesses.append(float(own[_LEVEL]) - guess)
+            errors.append(left_out)
+    return guesses, errors
+
+
+def _weights(seen: Curve, pairs: Sequence[_Pair]) -> np.ndarray:
+    """How much every finished run counts (n,): less, the further its size is."""
+    weight = np.ones(len(pairs))
+    if _sized(seen, pairs):
+        away = np.array([_size_of(run) for run, _, _ in pairs]) - _size_of(seen)
+        weight = np.exp(-0.5 * (away / _WEIGHT_WIDTH) ** 2) + _LEAST_WEIGHT
+    return weight / weight.sum()
+
+
+def _sized(seen: Curve, pairs: Sequence[_Pair]) -> bool:
+    return seen.size is not None and all(run.size is not None for run, _, _ in pairs)
 
 
 def rate_stays(seen: Curve, lr: np.ndarray | None) -> bool:
-    """Whether the learning rate has been constant after warm-up and is planned to stay."""
-    if seen.constant_rate() is False:
+    """Whether the learning rate has been constant after warm-up and is planned to stay; not of a
+    run that has not begun."""
+    if seen.constant_rate() is False or not seen.step.size:
         return False
     ahead = None if lr is None else lr[lr[:, 0] > seen.end, 1]
     if ahead is None or not ahead.size:
@@ -134,12 +147,16 @@ def _pairs(
     for run in others:
         reaches = run.end >= (1 - END_SHARE / 2) * horizon and _one_batch(run, seen)
         if stays and reaches and run.until(horizon).constant_rate() is not False:
-            pairs.append(_Pair(run, seen.end, min(horizon, run.end)))
+            pair = _Pair(run, seen.end, min(horizon, run.end))
         elif run.constant_rate() is not False if stays else _same_rates(seen, horizon, run, lr):
-            pairs.append(_Pair(run, seen.end * run.end / horizon, run.end))
+            pair = _Pair(run, seen.end * run.end / horizon, run.end)
+        else:
+            continue
+        if _seen(run, pair.step).step.size >= min(_FEWEST, seen.step.size):
+            pairs.append(pair)
         if len(pairs) == _MOST_RUNS:
             break
-    return [p for p in pairs if _seen(p.run, p.step).step.size >= FEWEST_POINTS]
+    return pairs
 
 
 def _one_batch(run: Curve, seen: Curve) -> bool:
@@ -162,33 +179,53 @@ def _same_rates(seen: Curve, horizon: float, run: Curve, lr: np.ndarray | None) 
     return bool(np.all(np.abs(rates[inside] / rates.max() - theirs) <= _SAME_SHARE))
 
 
+def _from_few(observed: Curve, step: float, pairs: Sequence[_Pair], ends: np.ndarray) -> float:
+    """The mean of what each run alone says: its drop, times the ratio of the drops so far."""
+    window = _WINDOWS[0]
+    half, _, level = _stretch(observed, step, window)
+    drops = []
+    for (run, at, _), end in zip(pairs, ends, strict=True):
+        its_half, _, its_level = _stretch(run, at, window)
+        times = 1.0
+        if half > 0 and its_half > 0:
+            # Drops that differ by much have little to do with each other.
+            times = np.exp(_ALIKE * np.tanh(np.log(half / its_half) / _ALIKE))
+        drops.append(times * (its_level - end))
+    return level - float(np.mean(drops))
+
+
 @functools.lru_cache(maxsize=2**14)
 def _seen(curve: Curve, step: float) -> Curve:
     return clean(curve.until(step))
 
 
-@functools.lru_cache(maxsize=2**15)
-def _stretch(curve: Curve, step: float, end: float) -> _Stretch:
+@functools.lru_cache(maxsize=2**16)
+def _stretch(curve: Curve, step: float, window: float) -> tuple[float, float, float]:
+    """What a curve lost over the last two doublings up to a step, and its level there."""
     seen = _seen(curve, step)
-    level, half, quarter = (_level(seen, step / part) for part in (1, 2, 4))
-    size = 0.0 if curve.size is None else np.log(curve.size)
-    own = power_offset_by_hindcast(seen.step, seen.loss, end)
-    return _Stretch(
-        level,
-        np.array([half - level, quarter - half, level, size]),
-        None if own is None else level - own,
-    )
+    level, half, quarter = (_level(seen, step / part, window) for part in (1, 2, 4))
+    return half - level, quarter - half, level
 
 
-def _level(curve: Curve, at: float) -> float:
-    """The loss at a step, by a line in ln s through the points before it, at least four."""
-    last = max(int(np.searchsorted(curve.step, at * (1 + 1e-9), side="right")), 4)
-    first = int(np.searchsorted(curve.step, (1 - _WINDOW) * at, side="right"))
-    part = slice(max(0, min(first, last - 4)), last)
-    x = np.log(curve.step[part] / at)
-    away = x - x.mean()
-    loss = curve.loss[part]
-    return float(loss.mean() - x.mean() * (away @ loss) / (away @ away))
+@functools.lru_cache(maxsize=2**15)
+def _by_itself(curve: Curve, step: float, end: float) -> float | None:
+    seen = _seen(curve, step)
+    return power_offset_by_hindcast(seen.step, seen.loss, end)
+
+
+def _size_of(curve: Curve) -> float:
+    return 0.0 if curve.size is None else float(np.log(curve.size))
+
+
+def _level(curve: Curve, at: float, window: float) -> float:
+    """The loss at a step, by a line in ln s through the points around it, at least four."""
+    x = np.log(curve.step / at)
+    away = np.abs(x)
+    fewest = min(_FEWEST, away.size)
+    near = away <= max(window, np.partition(away, fewest - 1)[fewest - 1])
+    x, loss = x[near], curve.loss[near]
+    along = x - x.mean()
+    return float(loss.mean() - x.mean() * (along @ loss) / (along @ along))
 
 
 @functools.lru_cache(maxsize=2**13)

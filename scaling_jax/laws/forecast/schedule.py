@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.laws.forecast.cleaning import FEWEST_ALONE
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.rates import Rates, drops, make_rates, progress
 from scaling_jax.laws.forecast.schedule_laws import ScheduleLaw, find_schedule_law
@@ -37,6 +38,7 @@ SPREAD = 0.15  # of log A and of log(B / A) about what other models let one expe
 SCATTER, SLOPE = 0.05, 0.1  # of those logs about a line in log size, and what slopes it may have
 MOST_MODELS = 6  # whose word on the shape counts in full; of more, each counts less
 ROUNDS = 3
+MOST_STEPS, USUAL_STEPS = 1e7, 3e4  # of a run: more are tokens
 _PLAUSIBLE = 1e-3  # of the best shape's weight: less is left out
 _TINY = 1e-300
 _LEAST = 1e-15  # of A and of B: a term that is not there
@@ -60,6 +62,7 @@ class ScheduleFit:
 
     `shapes` are all that the data leave plausible, with weights that add up to 1: predictions are
     averages over them. `params` are the most plausible one, and `rms_log_residual` is of that.
+    They count steps in `unit` of the curves': 1, but where these are tokens.
     """
 
     law: ScheduleLaw
@@ -67,6 +70,7 @@ class ScheduleFit:
     rms_log_residual: float
     n_points: int
     n_curves: int
+    unit: float = 1.0
 
     @property
     def params(self) -> dict[str, float]:
@@ -96,6 +100,7 @@ class ScheduleFit:
 
     def along(self, rates: Rates, steps: np.ndarray) -> np.ndarray:
         """Losses (n,) at ascending steps (n,) of those rates."""
+        rates, steps = rates.counted_in(self.unit), steps / self.unit
         changes = drops(rates, steps)
         gained = {}
         covered = {q: progress(rates, steps, q) for q in {shape.q for shape in self.shapes}}
@@ -164,11 +169,13 @@ def fit_shape(
 
     None where no curve of the model has points enough, or their losses do not fall.
     """
-    bases = [each for curve in own if (each := basis(law, curve)) is not None]
-    if not bases:
-        return None
+    unit = _unit([*own, *(curve for model in others for curve in model)])
+    bases = [each for curve in own if (each := basis(law, curve, unit)) is not None]
     cost = prior(law)
-    known = [(model, sizes) for model in others if (sizes := _model_sizes(law, model)) is not None]
+    solved = [(model, _model_sizes(law, model, unit)) for model in others]
+    known = [(model, sizes) for model, sizes in solved if sizes is not None]
+    if not bases or (not known and sum(each.y.size for each in bases) < FEWEST_ALONE):
+        return None
     for _, sizes in known:
         share = min(1.0, MOST_MODELS / len(known))
         cost = cost + share * INDEPENDENT / 2 * np.log(sizes.square + FLOOR**2)
@@ -183,6 +190,7 @@ def fit_shape(
         rms_log_residual=float(np.sqrt(np.mean(residual**2))),
         n_points=residual.size,
         n_curves=len(bases),
+        unit=unit,
     )
 
 
@@ -232,6 +240,15 @@ def _plausible(law: ScheduleLaw, total: np.ndarray, sizes: Sizes) -> tuple[Shape
     )
 
 
+def _unit(curves: Sequence[Curve]) -> float:
+    """What a step is counted in: tokens are taken for as many as a step of a usual run has.
+
+    The response goes by the updates made, and its constants are known in these.
+    """
+    longest = max(curve.end for curve in curves if curve.step.size)
+    return longest / USUAL_STEPS if longest > MOST_STEPS else 1.0
+
+
 def falls(curve: Curve) -> bool:
     """Whether the rate falls, after its peak, by enough to show what that does."""
     if curve.lr is None or not curve.lr.size:
@@ -241,9 +258,9 @@ def falls(curve: Curve) -> bool:
 
 
 @functools.lru_cache(maxsize=2048)
-def _model_sizes(law: ScheduleLaw, model: tuple[Curve, ...]) -> Sizes | None:
+def _model_sizes(law: ScheduleLaw, model: tuple[Curve, ...], unit: float) -> Sizes | None:
     """Another model's own fit, which many forecasts ask for."""
-    bases = [each for curve in model if (each := basis(law, curve)) is not None]
+    bases = [each for curve in model if (each := basis(law, curve, unit)) is not None]
     if not bases:
         return None
     return solve_sizes(mean_moments(moments_of(each, np.ones_like(each.y)) for each in bases))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scaling_jax.errors import WorkError
-from scaling_jax.laws.forecast.cleaning import clean
+from scaling_jax.laws.forecast.cleaning import FEWEST_POINTS, clean
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.method import Method
 from scaling_jax.laws.forecast.rates import Rates, make_rates
@@ -23,8 +23,10 @@ _SAME_LOSS_ALONE = 0.004  # the same, where nothing but the loss says that they 
 _FAR_APART = 0.1  # of ln L at the first step in common: no two runs of one model are
 _SEEN = 1 / 3  # of the planned fall of the rate: a curve alone must have seen as much of it
 _MOST_MODELS = 40  # others that are asked, the nearest in size
+_MOST_CLOSE = 64  # runs that are looked at where sizes are unknown, the closest in loss
 _MOST_RUNS = 12  # of one model that are asked
-_COMPARED = 3  # points two curves must have in common before one can say that they are of one model
+_LATE = 0.8  # of the steps seen: what follows shows how far off the law is
+_COMPARED = 2  # points two curves must have in common before one can say that they are of one model
 
 
 def predict_end(
@@ -34,26 +36,40 @@ def predict_end(
     finished: Sequence[Curve],
     lr: np.ndarray | None,
 ) -> float | None:
-    """The loss at the horizon of a run whose rate falls, or did in other runs of its model.
+    """The loss at the horizon of a run whose rate falls, or did in other runs.
 
     Finished runs of the same model share everything with it, those of other models the shape of
-    the law and, about, A and B / A. None without learning rates, where the rate of the run stays as
-    it was, and where no run has seen it fall far enough.
+    the law and, about, A and B / A. None without learning rates, and where no run has seen the
+    rate fall far enough.
     """
-    if observed.lr is None or clean(observed).step.size < _COMPARED:
+    if observed.lr is None or clean(observed).step.size < FEWEST_POINTS:
         return None
     rates = planned_rates(observed, horizon, lr)
-    if rates is None or rate_stays(clean(observed), lr):
+    if rates is None:
         return None
     helpers = [run for run in finished if run.run_id != observed.run_id and run.lr is not None]
+    if observed.size is None:
+        helpers = _closest(observed, helpers)
     same = [run for run in helpers if _same_model(observed, run)]
     models = _models([run for run in helpers if run not in same], observed.size)
     same = same[:_MOST_RUNS]
     known = any(falls(run) for run in (*same, *(run for model in models for run in model)))
-    if not known and _fall(observed.lr) < _SEEN * _fall(rates.lr):
+    seen = clean(observed)
+    stays = rate_stays(seen, lr)
+    if not known and (stays or _fall(observed.lr) < _SEEN * _fall(rates.lr)):
         return None
     fit = fit_shape(law, (observed, *same), models)
-    return None if fit is None else _loss_at(fit, rates, horizon)
+    if fit is None:
+        return None
+    loss = _loss_at(fit, rates, horizon)
+    return loss + _off(fit, rates, seen) if stays else loss
+
+
+def _off(fit: ScheduleFit, rates: Rates, seen: Curve) -> float:
+    """How far the law is off at the end of a curve; at the same rate it stays so."""
+    few = seen.step[-min(_COMPARED, seen.step.size)]
+    late = seen.where(seen.step >= min(_LATE * seen.end, few))
+    return float(np.mean(late.loss - fit.along(rates, late.step)))
 
 
 def predict_schedule(
@@ -90,7 +106,7 @@ def predict_schedule(
     fit = fit_shape(law, tuple(same), models)
     if fit is None:
         raise WorkError("The runs of that size have too few points for a schedule law")
-    if fit.rms_log_residual > _SAME_LOSS:
+    if size is None and fit.rms_log_residual > _SAME_LOSS:
         raise WorkError(
             f"The runs taken for one model differ by {fit.rms_log_residual:.1%} in loss under the "
             "best law: name the column of sizes with N=COLUMN"
@@ -101,7 +117,7 @@ def predict_schedule(
 def planned_rates(observed: Curve, horizon: float, lr: np.ndarray | None) -> Rates | None:
     """The rates seen, then those planned up to the horizon; without a plan the last one stays.
 
-    None where the plan ends before the horizon.
+    None where the plan ends before the horizon, and where every rate is 0.
     """
     if observed.lr is None:
         return None
@@ -111,6 +127,8 @@ def planned_rates(observed: Curve, horizon: float, lr: np.ndarray | None) -> Rat
         step, rate = np.append(step, ahead[:, 0]), np.append(rate, ahead[:, 1])
         if step[-1] < horizon * (1 - _SAME_RATE):
             return None
+    if not rate.any():
+        return None
     return make_rates(step, rate, observed.warmup_steps)
 
 
@@ -124,6 +142,13 @@ def _fall(lr: np.ndarray) -> float:
     return float(1 - after.min() / after[0])
 
 
+def _closest(observed: Curve, runs: Sequence[Curve]) -> list[Curve]:
+    """The runs whose losses were about those of this one after as many steps, the closest first."""
+    loss = np.log([np.interp(observed.end, run.step, run.loss) for run in runs])
+    order = np.argsort(np.abs(loss - np.log(observed.loss[-1])), kind="stable")
+    return [runs[i] for i in order[:_MOST_CLOSE]]
+
+
 def _models(runs: Sequence[Curve], size: float | None) -> tuple[tuple[Curve, ...], ...]:
     """The runs by model, the nearest in size first."""
     if size is not None:
@@ -133,7 +158,7 @@ def _models(runs: Sequence[Curve], size: float | None) -> tuple[tuple[Curve, ...
     for run in runs:
         alike = models.setdefault((run.size, run.batch_tokens), [])
         for model in alike:
-            if _known_same(model[0], run):
+            if _same_model(model[0], run):
                 model.append(run)
                 break
         else:
@@ -144,6 +169,7 @@ def _models(runs: Sequence[Curve], size: float | None) -> tuple[tuple[Curve, ...
     return tuple(tuple(model[:_MOST_RUNS]) for alike in models.values() for model in alike)
 
 
+@functools.lru_cache(maxsize=2**17)
 def _same_model(one: Curve, other: Curve) -> bool:
     """Of equal size and batch, and of equal loss up to where their learning rates part.
 
@@ -155,12 +181,6 @@ def _same_model(one: Curve, other: Curve) -> bool:
     if apart is None:
         return one.size is not None
     return apart < (_SAME_LOSS if one.size is not None else _SAME_LOSS_ALONE)
-
-
-@functools.lru_cache(maxsize=2**17)
-def _known_same(one: Curve, other: Curve) -> bool:
-    """`_same_model` of two finished runs, of which every forecast asks again."""
-    return _same_model(one, other)
 
 
 def _apart(one: Curve, other: Curve) -> float | None:

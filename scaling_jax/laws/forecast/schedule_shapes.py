@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scaling_jax.laws.forecast.cleaning import clean
+from scaling_jax.laws.forecast.cleaning import FEWEST_POINTS, clean
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.rates import Rates, drops, make_rates, progress
 from scaling_jax.laws.forecast.schedule_laws import ScheduleLaw
@@ -20,7 +20,6 @@ Q = np.array([0.4, 0.5, 0.6, 0.7, 0.85, 1.0])
 _USUAL_Q, _SPREAD_Q = np.log(0.6), 0.15
 _USUAL_ALPHA, _SPREAD_ALPHA = np.log(0.5), 0.5
 MOST_POINTS = 128  # of a curve: more are averaged
-FEWEST_POINTS = 4
 START = 1.5  # times the end of warm-up: where a curve begins to follow the law
 INDEPENDENT = 12.0  # residuals of a curve: they go together over long stretches
 RESIDUAL = 1e-3  # log residual that is usual for these laws
@@ -142,25 +141,28 @@ def residuals(points: Basis, sizes: Sizes, place: tuple) -> np.ndarray:
     return points.y / predicted - 1
 
 
-@functools.lru_cache(maxsize=256)
-def basis(law: ScheduleLaw, curve: Curve) -> Basis | None:
+@functools.lru_cache(maxsize=1024)
+def basis(law: ScheduleLaw, curve: Curve, unit: float = 1.0) -> Basis | None:
     """The points of a curve after warm-up, averaged to few, with all powers and responses there.
 
-    None for a curve with fewer than 4 points or without learning rates.
+    Steps are counted in `unit` of the curve's.
+
+    None for a curve with fewer than 2 points or without learning rates.
     """
     seen = clean(curve)
     if curve.lr is None or seen.step.size < FEWEST_POINTS:
         return None
-    rates = make_rates(curve.step, curve.lr, curve.warmup_steps)
-    began = _warm_up_end(rates)
+    rates = make_rates(curve.step, curve.lr, curve.warmup_steps).counted_in(unit)
+    began = unit * _warm_up_end(rates)
     kept = seen.step >= min(START * began, np.sqrt(began * seen.end))
     if kept.sum() >= FEWEST_POINTS:
         seen = seen.where(kept)
     step, loss = seen.step, seen.loss
     weight = np.gradient(np.log(step))
     step, loss, weight = _averaged(step, loss, weight)
-    changes = drops(rates, step)
-    power = np.concatenate([progress(rates, step, q)[None, :] ** -ALPHA[:, None] for q in Q])
+    changes = drops(rates, step / unit)
+    along = [progress(rates, step / unit, q) for q in Q]
+    power = np.concatenate([each[None, :] ** -ALPHA[:, None] for each in along])
     gain = np.stack([law.gained(constants, changes) for constants in law.grid])
     return Basis(loss, weight / weight.sum(), power, gain)
 

@@ -67,9 +67,9 @@ def test_intervals_cover_what_they_say_within_one_set(test) -> None:
         row = test.summary(group)
         assert row["calibrated"] == row["n"]
         assert row["coverage"] >= 0.85
-        inside = coverage(test, 0.5, group)
-        assert inside is not None
-        assert 0.3 <= inside[0] / inside[1] <= 0.7
+        assert coverage(test, 0.5, group) is not None
+    inside = coverage(test, 0.5)
+    assert inside is not None and 0.3 <= inside[0] / inside[1] <= 0.7
     assert coverage(test, 0.99, "0.5") is None
 
 
@@ -89,10 +89,14 @@ def test_another_sets_scores_are_widened(curves, test) -> None:
 
 
 def test_short_runs_are_not_judged(curves) -> None:
-    short = replace(curves[1].where(curves[1].step % 400 == 0), run_id="short")
+    short = replace(curves[1].where(curves[1].step % 800 == 0), run_id="short")
     test = backtest_runs([*curves, short], observed=[0.5])
     (refused,) = test.refused
     assert refused["run_id"] == "short" and "a forecast needs" in refused["reason"]
+    few = replace(curves[0].where(curves[0].step % 400 == 0), run_id="few", size=1.0)
+    test = backtest_runs([*curves, few], observed=[0.5])
+    (refused,) = test.refused
+    assert refused["run_id"] == "few" and "without finished runs like it" in refused["reason"]
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, 10.0, float("nan")])

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from scaling_jax.laws.forecast.calibration import (
     ALONE,
+    CHANGING_RATE,
+    CONSTANT_RATE,
     FEW,
     OTHER_SET,
     Calibration,
@@ -73,16 +75,22 @@ def test_scores_of_another_set_are_widened() -> None:
 def test_difficulty_grows_with_disagreement_and_is_never_zero() -> None:
     step = np.arange(1.0, 101.0)
     curve = Curve("a", "a", step, 2 + step**-0.5)
-    assert difficulty("finished_runs", curve, 2.1, {}) > 0
-    near = difficulty(
-        "finished_runs", curve, 2.1, {"power_law": 2.0, "power_offset": 2.1, "last_value": 9.0}
-    )
-    far = difficulty(
-        "finished_runs", curve, 2.1, {"power_law": 1.8, "power_offset": 2.1, "last_value": 9.0}
-    )
+    assert difficulty(CONSTANT_RATE, curve, 2.1, {}) > 0
+    known = {"power_law": 2.0, "power_offset": 2.1, "last_value": 9.0}
+    near = difficulty(CONSTANT_RATE, curve, 2.1, known)
+    far = difficulty(CONSTANT_RATE, curve, 2.1, known | {"power_law": 1.8})
     assert near == pytest.approx(0.01, rel=1e-2) and far == pytest.approx(0.03, rel=1e-2)
-    law = difficulty("multi_power", curve, 2.0, {"power_offset": 2.1})
+    law = difficulty(CHANGING_RATE, curve, 2.0, {"power_offset": 2.1})
     assert law == pytest.approx(np.hypot(0.002, 0.003), rel=1e-2)
+    apart = difficulty(CHANGING_RATE, curve, 2.0, {"power_offset": 2.1}, spread=0.1)
+    assert apart == pytest.approx(np.hypot(law, 0.05), rel=1e-3)
+
+
+def test_a_curve_too_short_for_a_power_law_is_as_hard_as_its_last_value_is_far() -> None:
+    short = Curve("a", "a", np.array([10.0, 20.0]), np.array([4.0, 3.0]))
+    assert difficulty(CHANGING_RATE, short, 2.0, {"last_value": 3.0}) == pytest.approx(
+        np.hypot(0.002, 0.03)
+    )
 
 
 def test_scatter_is_that_of_the_points_and_not_of_the_trend() -> None:

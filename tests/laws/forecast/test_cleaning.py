@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scaling_jax.errors import RequestError, WorkError
-from scaling_jax.laws.forecast.cleaning import clean, require_forecastable
+from scaling_jax.laws.forecast.cleaning import branched, clean, require_forecastable
 from scaling_jax.laws.forecast.curve import Curve
 
 STEPS = np.arange(100.0, 20_001.0, 100.0)
@@ -90,8 +92,17 @@ def test_warmup_is_left_out() -> None:
     rising = clean(curve(smooth(), lr=STEPS / 1e6))
     with pytest.raises(WorkError, match="0 points after warm-up"):
         require_forecastable(rising, 1e6)
-    with pytest.raises(WorkError, match="3 points after warm-up"):
-        require_forecastable(clean(curve(smooth(), warmup_steps=19_700.0)), 1e6)
+    with pytest.raises(WorkError, match="1 point after warm-up"):
+        require_forecastable(clean(curve(smooth(), warmup_steps=19_900.0)), 1e6)
+
+
+def test_branches_are_one_run_and_runs_of_one_seed_are_two() -> None:
+    trunk = curve(smooth(0.001), warmup_steps=1000.0)
+    branch = replace(trunk, loss=np.where(STEPS > 10_000, trunk.loss - 0.1, trunk.loss))
+    assert branched(branch.until(12_000), trunk)
+    same_seed = replace(trunk, loss=np.where(STEPS > 1000, trunk.loss - 0.1, trunk.loss))
+    assert not branched(same_seed.until(1500), trunk)
+    assert not branched(trunk.until(12_000), curve(smooth(0.002)))
 
 
 def test_horizon_before_the_last_point() -> None:

@@ -32,6 +32,11 @@ def test_cut_sees_nothing_later() -> None:
     assert whole.until(100) is whole
 
 
+def test_a_cut_at_a_share_of_another_length_keeps_the_point_there() -> None:
+    whole = curve()
+    assert whole.until(100 / (100 / 49)).end == 49
+
+
 def test_final_loss_is_the_mean_of_the_last_steps() -> None:
     whole = curve()
     assert whole.final_loss == pytest.approx(np.mean(whole.loss[-3:]))  # steps 98, 99, 100
@@ -140,3 +145,38 @@ def test_a_run_without_any_loss_is_left_out(tmp_path) -> None:
     curves, excluded = curves_of(records)
     assert [each.run_id for each in curves] == ["b"]
     assert [each["run_id"] for each in excluded] == ["a"]
+
+
+def test_a_rate_that_some_rows_lack_is_that_of_the_rows_around(tmp_path) -> None:
+    records = table(
+        tmp_path,
+        run_id=["a"] * 6 + ["b"] * 2,
+        step=[1, 2, 3, 4, 5, 6, 1, 2],
+        loss=[9.0, None, 7.0, 6.0, 5.0, 4.5, 9.0, 8.0],
+        lr=[None, 0.4, None, 0.2, None, 0.1, None, None],
+    )
+    with_rates, without = curves_of(records)[0]
+    assert with_rates.lr == pytest.approx([0.4, 0.3, 0.2, 0.15, 0.1])
+    assert without.lr is None
+
+
+@pytest.mark.parametrize("rates", [[0.0, 0.0, 0.0], [0.1, -0.1, 0.1]])
+def test_rates_that_are_none_are_left_out(tmp_path, rates: list[float]) -> None:
+    records = table(tmp_path, run_id=["a"] * 3, step=[1, 2, 3], loss=[3.0, 2.0, 1.5], lr=rates)
+    (found,), _ = curves_of(records)
+    assert found.lr is None and "left out" in found.flags[0]
+
+
+def test_tokens_and_rates_do_without_steps(tmp_path) -> None:
+    records = table(
+        tmp_path, run_id=["a"] * 3, tokens=[1e9, 2e9, 3e9], loss=[3.0, 2.5, 2.2], lr=[0.3, 0.2, 0.1]
+    )
+    (found,), _ = curves_of(records)
+    assert found.end == 3e9 and found.lr == pytest.approx([0.3, 0.2, 0.1])
+    assert "counted in tokens" in found.flags[0]
+
+
+def test_two_rows_of_a_decay_are_not_taken_for_a_constant_rate() -> None:
+    two = Curve("a", "a", STEPS[:2], STEPS[:2], lr=np.ones(2), schedule="wsd")
+    assert two.constant_rate() is False
+    assert Curve("a", "a", STEPS[:2], STEPS[:2], lr=np.ones(2)).constant_rate()

@@ -117,3 +117,15 @@ def test_a_rate_that_has_not_fallen_yet_falls_as_it_did_under_the_same_schedule(
     assert stays is not None and stays.run_id == "constant"
     only = plan_of_another(unknown, 1000.0, finished[1:])
     assert only is not None and only.run_id == "falls"
+
+
+def test_a_warm_up_of_other_length_hides_no_schedule() -> None:
+    """Points every 200 steps: the first is in the warm-up of 300, at another share of the run."""
+
+    def run(name: str, end: float) -> Curve:
+        plan = named_plan("cosine", 2e-3, end, 300.0, final_fraction=0.1)
+        step = np.arange(200.0, end + 1, 200.0)
+        return Curve(name, name, step, 3 - step / 1e5, lr=np.interp(step, *plan.T))
+
+    found = plan_of_another(run("new", 9800.0).until(2400.0), 9800.0, [run("finished", 7400.0)])
+    assert found is not None and found.rows[-1, 1] == pytest.approx(2e-4, rel=0.01)

@@ -127,8 +127,33 @@ def test_decaying_runs_of_one_schedule() -> None:
 
 def test_few_points_are_none() -> None:
     target = run("target", 1e7)
-    for method in (ALONE, POWER_OFFSET, FINISHED_RUNS):
+    for method in (ALONE, POWER_OFFSET):
         assert method.predict(target.until(150), 5000, [run("a", 1e6)], None) is None
+    assert FINISHED_RUNS.predict(target.until(50), 5000, [run("a", 1e6)], None) is None
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_two_points_do_where_finished_runs_show_the_way(count: int) -> None:
+    step = np.array([300.0, 600.0, 1200.0, 2400.0, 5000.0])
+    finished = [run(str(i), 1e6 * 2.0**i, step=step) for i in range(count)]
+    target = run("target", 1e6 * 2.0**count, step=step)
+    assert error(predict_from_finished, target, finished, 0.12) < 0.03
+
+
+def test_drops_that_have_little_to_do_with_each_other_are_not_multiplied() -> None:
+    plateau = run("a", 1e7)
+    level = np.where((STEPS > 400) & (STEPS < 1050), 4.0 - 1e-5 * STEPS, plateau.loss)
+    predicted = predict_from_finished(
+        run("target", 1e7).until(1000), 5000, [replace(plateau, loss=level)], None
+    )
+    assert predicted is not None and predicted > 0
+
+
+def test_noise_of_single_points_averages_out() -> None:
+    step = np.arange(1.0, 5001.0)
+    finished = [run(str(i), 1e6 * 2.0**i, 0.4, i, noise=0.02, step=step) for i in range(8)]
+    target = run("target", 1e6 * 2.0**8, 0.4, 8, noise=0.02, step=step)
+    assert error(predict_from_finished, target, finished) < 0.02
 
 
 def public(table: str, where: str, columns: dict[str, str]) -> list[Curve]:

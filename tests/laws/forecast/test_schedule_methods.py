@@ -59,12 +59,46 @@ def test_where_it_does_not_apply_there_is_none():
         return MULTI_POWER_LAW.predict(observed, STEP[-1], finished, lr)
 
     assert ask(replace(seen, lr=None), finished, rows(wsd())) is None
-    assert ask(seen, finished, rows(constant())) is None  # its rate stays
-    assert ask(seen, finished, None) is None
+    assert ask(seen, [], rows(constant())) is None
+    assert ask(seen, finished[:1], None) is None
     assert ask(seen, [], rows(wsd())) is None  # no fall was seen by any run
     assert ask(seen, finished[:1], rows(wsd())) is None
     assert ask(seen, finished, rows(wsd())[:100]) is None  # the plan ends before the horizon
-    assert ask(seen.where(seen.step < 600), finished, rows(wsd())) is None
+    assert ask(seen.where(seen.step < 500), finished, rows(wsd())) is None
+    dark = replace(seen, lr=np.zeros(seen.step.size))
+    assert planned_rates(dark, STEP[-1], None) is None
+
+
+def test_where_the_rate_stays_the_falls_of_others_show_how_it_goes_on():
+    finished = [a_curve(cosine(), name="b")]
+    hidden = a_curve(constant(), name="hidden")
+    found = MULTI_POWER_LAW.predict(hidden.until(4000), STEP[-1], finished, None)
+    assert found == pytest.approx(hidden.loss[-1], abs=0.01)
+
+
+def test_two_points_do_with_other_runs_of_the_model():
+    finished = [a_curve(constant(), name="a"), a_curve(cosine(), name="b")]
+    hidden = a_curve(wsd(), name="hidden")
+    found = MULTI_POWER_LAW.predict(hidden.until(500), STEP[-1], finished, rows(wsd()))
+    assert found == pytest.approx(hidden.loss[-1], abs=0.01)
+
+
+def test_steps_may_be_tokens():
+    batch = 2.0**19
+
+    def in_tokens(curve):
+        return replace(curve, step=curve.step * batch)
+
+    finished = [a_curve(constant(), name="a"), a_curve(cosine(), name="b")]
+    hidden = a_curve(wsd(), name="hidden")
+    plan = rows(wsd()) * [batch, 1.0]
+    found = MULTI_POWER_LAW.predict(
+        in_tokens(hidden).until(10000 * batch),
+        STEP[-1] * batch,
+        [in_tokens(each) for each in finished],
+        plan,
+    )
+    assert found == pytest.approx(hidden.loss[-1], abs=0.01)
 
 
 def test_a_curve_alone_may_tell_when_it_saw_much_of_the_fall():
