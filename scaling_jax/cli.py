@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,6 +38,7 @@ from scaling_jax.cli_corpora import positions, transfer
 from scaling_jax.cli_curvature import curvature
 from scaling_jax.cli_data import PreparationProgress, data
 from scaling_jax.cli_forecast import forecast, score
+from scaling_jax.cli_monitor import MonitorBeside, StopFor, monitor, written_forecasts
 from scaling_jax.errors import RequestError, WorkError
 
 if TYPE_CHECKING:
@@ -61,6 +63,10 @@ def run(
             help="Train together with other hosts: where process 0 is, which this is, of how many.",
         ),
     ] = None,
+    monitor: Annotated[
+        bool, arg(help="Forecast the runs while they train, in a process of its own.")
+    ] = False,
+    stop_for: StopFor = None,
     json: Json = False,
 ) -> int:
     """Train what is not finished of the study that an experiment file declares."""
@@ -72,14 +78,16 @@ def run(
     from scaling_jax.executors.placement import plan_cohorts
     from scaling_jax.executors.progress import StudyProgress
     from scaling_jax.executors.startup import start_jax
-    from scaling_jax.executors.stopping import StopOnRequest, parse_budget
+    from scaling_jax.executors.stopping import StopOnRequest, parse_time
     from scaling_jax.hosts.agreement import is_writer, together
     from scaling_jax.hosts.checks import code_facts, require_same, study_facts
     from scaling_jax.hosts.start import many_hosts
     from scaling_jax.records.files import as_path
 
-    stopping = StopOnRequest(None if budget is None else parse_budget(budget))
+    stopping = StopOnRequest(None if budget is None else parse_time(budget, "--budget"))
     place = as_path(out)
+    folder = place / study.name
+    beside = MonitorBeside(folder, stop_for) if monitor or stop_for else None
     start_jax()
     with many_hosts(hosts, code_facts() | study_facts(study)):
         messages = Console(stderr=json, quiet=not is_writer())
@@ -88,20 +96,29 @@ def run(
         require_same({"the corpus": corpus.fingerprint[:16]}, wait_s=inf)
         if dry_run:
             return _dry_run(plan_cohorts(study, corpus), corpus, json, is_writer())
-        with stopping as stop, StudyProgress(messages) as progress:
+        watching = beside if beside and is_writer() else nullcontext()
+        with stopping as stop, watching, StudyProgress(messages) as progress:
             statuses = run_study(study, place, corpus, progress, stop)
         stopped = together(stop)()
         writer = is_writer()
     tally = Counter(statuses.values())
-    folder = place / study.name
+    if beside is not None:
+        messages.print(f"monitor: {beside.said}", highlight=False, markup=False, soft_wrap=True)
     if json and writer:
         print_json({"study": study.name, "folder": str(folder), "runs": statuses})
     else:
         states = ", ".join(f"{count} {status}" for status, count in tally.items())
         messages.print(f"{folder}: {states}", highlight=False, soft_wrap=True)
+    if tally["stopped"]:
+        messages.print(
+            f"{tally['stopped']} stopped early for good; to train them to the end, remove stop.json"
+            f" from their folders in {place} and run the same command again",
+            highlight=False,
+            soft_wrap=True,
+        )
     if stopped is not None:
         raise WorkError(f"{stopped}; the same command goes on with what is not finished")
-    return 0 if tally["done"] == len(statuses) else 1
+    return 0 if tally["done"] + tally["stopped"] == len(statuses) else 1
 
 
 def status(
@@ -118,8 +135,10 @@ def status(
     records = load(folder)
     frame = overview(records)
     ahead = _look_ahead(records, may_stop)
+    written = written_forecasts(folder, frame["study"].unique(maintain_order=True))
     if json:
-        print_json({"runs": frame.to_dicts()} | ({} if ahead is None else ahead.to_json()))
+        doc = {"runs": frame.to_dicts(), "written": written}
+        print_json(doc | ({} if ahead is None else ahead.to_json()))
         return 0
     columns = {} if ahead is None else ahead.columns(records.runs["run_id"].to_list())
     told = frame.select("name", "message").drop_nulls()
@@ -131,6 +150,8 @@ def status(
     print_table([*frame.columns, *columns], shown)
     for name, message in told.rows():
         print(f"{name}: {message}")
+    for place, of in written.items():
+        print(f"{place}: forecasts written: {of['count']}, the newest {of['newest']}")
     for reason in () if ahead is None else ahead.reasons:
         print(f"scaling-jax: no forecast: {reason}", file=sys.stderr)
     return 0
@@ -141,6 +162,7 @@ _RARE = ("heard_s", "left_s")  # shown where some run has one
 COMMANDS = {
     "data": data,
     "run": run,
+    "monitor": monitor,
     "status": status,
     "fit": fit,
     "forecast": forecast,

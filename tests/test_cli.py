@@ -54,7 +54,13 @@ def call(*argv: str) -> int:
             ["run", "experiment.py", "--set", "data.source=web"],
             ["No file or folder web. Known beside paths: embedded"],
         ),
+        (["run", "experiment.py", "--stop-for", "l_nss"], ["l_nss", "l_ns"]),
+        (["run", "experiment.py", "--stop-for", "b_crit"], ["b_crit is no law of the loss"]),
         (["status", "nope"], ["There is no nope"]),
+        (["monitor", "nope"], ["There is no nope"]),
+        (["monitor", "empty"], ["empty is not the folder of one study"]),
+        (["monitor", "cut.csv"], ["cut.csv is not the folder of one study"]),
+        (["monitor", "nope", "--every", "soon"], ["--every takes a time as in 90s", "'soon'"]),
         (["status", "empty"], ["empty holds neither study.json nor studies"]),
         (["noise", "empty"], ["empty holds neither study.json nor studies"]),
         (["fit", "empty"], ["empty holds neither study.json nor studies"]),
@@ -128,6 +134,8 @@ def test_a_dry_run_is_printed_as_a_table_that_is_not_cut(
         ({"a": "done", "b": "done"}, 0),
         ({"a": "done", "b": "diverged"}, 1),
         ({"a": "failed", "b": "done"}, 1),
+        ({"a": "stopped", "b": "done"}, 0),
+        ({"a": "stopped", "b": "interrupted"}, 1),
     ],
 )
 def test_the_exit_status_says_whether_every_run_is_done(

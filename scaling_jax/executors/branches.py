@@ -10,6 +10,8 @@ from etils import epath
 from scaling_jax.config import BranchConfig, RunConfig
 from scaling_jax.errors import RequestError
 from scaling_jax.records.files import is_there, read_record
+from scaling_jax.records.requests import STOP_FILE
+from scaling_jax.records.status import run_status
 from scaling_jax.settings import parse_config
 from scaling_jax.study import Study
 from scaling_jax.training.checkpoints import Shelf
@@ -40,7 +42,9 @@ def require_parents(out: epath.Path, study: Study) -> None:
         _require_same_arrays(name, config, branch.run, parent)
         known = Shelf(out).steps_of(branch.run)
         if branch.step not in known:
-            raise RequestError(f"run {name!r}: {no_checkpoint(branch, known)}")
+            stopped = (run_status(out, branch.run) or {}).get("status") == "stopped"
+            early = f"; it was stopped early: {undo_stop(out, branch.run)}" if stopped else ""
+            raise RequestError(f"run {name!r}: {no_checkpoint(branch, known)}{early}")
 
 
 def no_checkpoint(branch: BranchConfig, known: Sequence[int]) -> str:
@@ -50,6 +54,11 @@ def no_checkpoint(branch: BranchConfig, known: Sequence[int]) -> str:
         f"run {branch.run} has no checkpoint of step {branch.step} to branch from; there are: "
         f"{steps}. Branch from one of these, or train both in one study with another --out"
     )
+
+
+def undo_stop(out: epath.Path, run_id: str) -> str:
+    """Says how a run that was stopped for good goes on after all."""
+    return f"remove {out / run_id / STOP_FILE} and run its study again, which trains it to the end"
 
 
 def _require_same_arrays(name: str, config: RunConfig, parent: str, there: RunConfig) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from scaling_jax.data.training_set import largest_set
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.executors.branches import no_checkpoint, require_parents
 from scaling_jax.executors.placement import Cohort, place_cohort, plan_cohorts
+from scaling_jax.executors.requests import Requests
 from scaling_jax.hosts.agreement import (
     agreed,
     end_all,
@@ -33,7 +34,7 @@ from scaling_jax.lineage import branch_steps
 from scaling_jax.models.counts import counts
 from scaling_jax.records.coverage import recorded_until
 from scaling_jax.records.locks import FolderLock
-from scaling_jax.records.status import run_status
+from scaling_jax.records.status import end_early, run_status
 from scaling_jax.records.writer import RunWriter, write_study
 from scaling_jax.study import Study, program_key
 from scaling_jax.training.checkpoints import Restored, Shelf
@@ -75,9 +76,10 @@ def run_study(
     """Trains what is not finished and returns the status of every run by name.
 
     Each run goes on from its newest whole checkpoint. A run that fails or diverges does not stop
-    the others; what failed is tried again once they are through, `MOST_TRIES` times in all. Raises
-    `RequestError` where `out` is no folder that checkpoints can be written to, or another process
-    writes in it.
+    the others; what failed is tried again once they are through, `MOST_TRIES` times in all. Runs
+    that were begun and are asked to stop are `stopped` and not trained, once all of their cohort
+    are. Raises `RequestError` where `out` is no folder that checkpoints can be written to, another
+    process writes in it, or a request to stop is damaged.
     """
     if os.fspath(out).startswith("s3://"):
         # Orbax takes no such path for an absolute one.
@@ -132,7 +134,11 @@ class _Training:
             for cohort in cohorts
             for name, config in cohort.runs.items()
         }
-        self._branches = branch_steps({n: c for each in cohorts for n, c in each.runs.items()})
+        configs = {name: config for each in cohorts for name, config in each.runs.items()}
+        self._branches = branch_steps(configs)
+        open_runs = self._open(configs)
+        self._awaited = branch_steps({name: configs[name] for name in open_runs})
+        self._requests = Requests(out, self._ids, open_runs)
         self._shelf = Shelf(out, [[self._ids[name] for name in cohort.runs] for cohort in cohorts])
         self._waiting = deque((cohort, 1) for cohort in cohorts if self._open(cohort.runs))
         self._number = 0
@@ -141,7 +147,7 @@ class _Training:
         """Trains until nothing is left, or there is a reason to stop."""
         while self._waiting and self._stop() is None:
             cohort, tries = self._waiting.popleft()
-            if self._without_parent(cohort, tries):
+            if self._closed(cohort.runs) or self._without_parent(cohort, tries):
                 continue
             parts = self._by_step(cohort.runs)
             if len(parts) > 1:
@@ -159,6 +165,34 @@ class _Training:
     def _open(self, runs: Runs) -> list[str]:
         """Those that are not finished."""
         return [name for name in runs if self._statuses[name] not in FINISHED]
+
+    def _closed(self, runs: Runs) -> bool:
+        """Whether all that are open are asked to stop, which they then are.
+
+        The rule judges no run that was never begun: such a one is trained.
+        """
+        open_runs = self._open(runs)
+        asked = self._requests.all_asked(open_runs, anew=True)
+        begun = [name for name in open_runs if self._statuses[name] != "queued"]
+        self._requests.ignore([name for name in open_runs if name not in begun])
+        if asked is None or len(begun) < len(open_runs) or self._is_awaited(self._newest(runs)):
+            return False
+        for name, reason in asked.items():
+            if self._statuses[name] == "stopped":
+                continue
+            if is_writer():
+                end_early(self._out, self._ids[name], reason)
+            self._statuses[name] = "stopped"
+            self._reporter.ended(name, "stopped", reason)
+        return True
+
+    def _is_awaited(self, steps: Mapping[str, int]) -> bool:
+        """Whether a run of the study is to branch from one of these, which has not come so far."""
+        return any(
+            at > step
+            for name, step in steps.items()
+            for at in self._awaited.get(self._ids[name], ())
+        )
 
     def _by_step(self, runs: Runs) -> list[tuple[int, dict[str, RunConfig]]]:
         """The runs by the step of their newest checkpoint: from one step, one program goes on."""
@@ -246,7 +280,14 @@ class _Training:
             if fresh:
                 self._reporter.compiled(program.compile_s)
             ended = train_cohort(
-                cohort.runs, program, writers, checkpoints, restored, self._stop, observe
+                cohort.runs,
+                program,
+                writers,
+                checkpoints,
+                restored,
+                self._stop,
+                lambda going, step: self._asked([n for n in going if n in open_runs], step),
+                observe,
             )
         except (WorkError, jax.errors.JaxRuntimeError, MemoryError) as error:
             message = " ".join(str(error).split())[:500]
@@ -263,6 +304,10 @@ class _Training:
         for name in open_runs:
             self._statuses[name] = ended[name].status
             self._reporter.ended(name, *ended[name])
+
+    def _asked(self, names: Sequence[str], step: int) -> dict[str, str] | None:
+        awaited = self._is_awaited(dict.fromkeys(names, step))
+        return None if awaited else self._requests.all_asked(names)
 
     def _identities(self, runs: Runs) -> dict[str, Any]:
         return {

@@ -14,11 +14,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
-def parse_budget(text: str) -> float:
-    """Seconds of `90s`, `30m`, `1.5h`; raises `RequestError` for anything else."""
+def parse_time(text: str, option: str) -> float:
+    """Seconds of `90s`, `30m`, `1.5h`; raises `RequestError` for anything else under `option`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
     if match is None or not (seconds := float(match[1]) * _SECONDS[match[2]]):
-        raise RequestError(f"--budget takes a time as in 90s, 30m or 2h, not {text!r}")
+        raise RequestError(f"{option} takes a time as in 90s, 30m or 2h, not {text!r}")
     return seconds
 
 

@@ -199,11 +199,14 @@ def _with_phase(selection: Selection) -> pl.DataFrame:
     last = pl.int_range(pl.len()) == pl.len() - 1
     if axis is not None:
         last = pl.col(axis) == pl.col(axis).max()
-    phase = pl.when(last.over("run")).then(pl.lit(END)).otherwise(pl.lit(DURING))
+    done = pl.lit(True)
+    if "status" in selection.table.sources:  # one that was stopped or goes on has no end yet
+        done = (pl.col("status") == "done").fill_null(True)
+    phase = pl.when(last.over("run") & done).then(pl.lit(END)).otherwise(pl.lit(DURING))
     selection.points = selection.points.with_columns(phase=phase)
     highest = pl.col("loss").filter(pl.col("phase") == END).max()
     selection.drop(
-        (pl.col("phase") == DURING) & (pl.col("loss") > EARLY * highest),
+        (pl.col("phase") == DURING) & (pl.col("loss") > EARLY * highest).fill_null(False),
         "early",
         f"above {EARLY:g} times the highest loss at an end: too early for one line",
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import polars as pl
 from etils import epath
@@ -14,6 +13,7 @@ from scaling_jax.errors import RequestError
 from scaling_jax.records.evaluated import with_best, with_other_corpora
 from scaling_jax.records.files import AbsentFile, is_local, read_record
 from scaling_jax.records.locks import is_locked
+from scaling_jax.records.many import read_each
 from scaling_jax.records.measured import MEASURED
 from scaling_jax.records.schema import (
     CURVE_COLUMNS,
@@ -29,9 +29,7 @@ from scaling_jax.records.tables import read_parquet, typed
 
 _TABLES = {"curve": CURVE_COLUMNS, MEASURED: NOISE_COLUMNS} | SIDE_TABLES
 _TRIES = 5  # a writer may compact an attempt while it is read
-_AT_ONCE = 16  # objects asked for together of a bucket
 _MEASURE = ["run_id", "step", "metric"]
-_T = TypeVar("_T")
 
 
 class Frames(NamedTuple):
@@ -61,13 +59,13 @@ def read_folder(folder: epath.Path) -> Frames:
         raise RequestError(f"{source} holds neither study.json nor studies.")
     declared: dict[str, dict[str, str]] = {}
     for study in studies:
-        for name, run_id in _declared(study).items():
+        for name, run_id in declared_runs(study).items():
             declared.setdefault(run_id, {"study": study.name, "name": name})
     if not declared:
         raise RequestError(f"{source} declares no run.")
     # Asked before the statuses are read: a run that ends in between is then read as it ended.
     held, now = is_locked(out), time.time()
-    read = _each(lambda run_id: _read_run(out / run_id, held, now), declared, is_local(out))
+    read = read_each(lambda run_id: _read_run(out / run_id, held, now), declared, is_local(out))
     rows = [run.row | own for run, own in zip(read, declared.values(), strict=True)]
     frame = pl.from_dicts(rows, infer_schema_length=None, strict=False)
     tables = {}
@@ -85,14 +83,8 @@ def read_folder(folder: epath.Path) -> Frames:
     return Frames(with_best(runs, curves), curves, sides)
 
 
-def _each(read: Callable[[str], _T], run_ids: Iterable[str], local: bool) -> list[_T]:
-    if local:
-        return [read(run_id) for run_id in run_ids]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(read, run_ids))
-
-
-def _declared(study: epath.Path) -> dict[str, str]:
+def declared_runs(study: epath.Path) -> dict[str, str]:
+    """The run_ids that `study.json` of a study's folder names, by the runs' names."""
     path = study / "study.json"
     runs = read_record(path).get("runs")
     if not isinstance(runs, dict) or not all(isinstance(run_id, str) for run_id in runs.values()):

@@ -7,6 +7,7 @@ Layout under `out`:
     <run_id>/status.json    where it stands
     <run_id>/curve/         its rows, in segments
     <run_id>/<side table>/  likewise
+    <run_id>/stop.json      that it is asked to stop, by whoever may (`records.requests`)
 """
 
 from __future__ import annotations

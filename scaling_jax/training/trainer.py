@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -40,10 +40,25 @@ class Ended(NamedTuple):
     message: str
 
 
+class Halt(NamedTuple):
+    """Why a cohort ends before its last step: the status of the runs that had not ended, and the
+    reason of each by its name."""
+
+    status: str
+    reasons: Mapping[str, str]
+
+
 class Observer(Protocol):
     """Told of a cohort's progress; `losses` by run name, `tokens_per_s` of the whole cohort."""
 
     def __call__(self, step: int, losses: Mapping[str, float], tokens_per_s: float) -> None: ...
+
+
+class Asked(Protocol):
+    """Told which runs of a cohort go on after `step` updates, says why each is to stop for good;
+    None where they go on. All hosts get the same."""
+
+    def __call__(self, going: Sequence[str], step: int) -> Mapping[str, str] | None: ...
 
 
 @dataclass
@@ -60,12 +75,17 @@ class Lane:
     loss: float = float("nan")
     unwritten: list[dict[str, Any]] = field(default_factory=list)
 
-    def ended(self, stop_reason: str | None) -> Ended:
-        """How the run ended, `stop_reason` being why the cohort was stopped early, if it was."""
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run has not ended by itself, as far as it was read."""
+        return not self.diverged and self.recorder.step < self.config.steps
+
+    def ended(self, halt: Halt | None) -> Ended:
+        """How the run ended, `halt` being why the cohort was stopped early, if it was."""
         if self.diverged:
             return Ended("diverged", f"loss or gradient not finite after step {self.recorder.step}")
-        if stop_reason is not None and self.recorder.step < self.config.steps:
-            return Ended("interrupted", stop_reason)
+        if halt is not None and self.goes_on:
+            return Ended(halt.status, halt.reasons.get(self.name, ""))
         return Ended("done", "")
 
     def state(self) -> dict[str, Any]:
@@ -108,12 +128,14 @@ def train_cohort(
     checkpoints: Checkpoints,
     restored: Restored | None,
     stop: Callable[[], str | None],
+    asked: Asked,
     observe: Observer,
 ) -> dict[str, Ended]:
     """Trains the runs of one cohort and records those that have a writer; how each ended.
 
     Goes on from `restored`, which is used up, or begins at step 0. `stop()` gives a reason to stop,
-    or None; runs then end as `interrupted` at the next chunk, with a checkpoint there.
+    or None; runs then end as `interrupted` at the next chunk, with a checkpoint there. So they do
+    as `stopped`, each for its own reason, where all are `asked` to.
     """
     n_tokens = len(program.corpus.train.tokens)
     lanes = [
@@ -131,12 +153,12 @@ def train_cohort(
         )
         for name, config in cohort.items()
     ]
-    loop = _Loop(lanes, program, checkpoints, observe)
-    reason = loop.run(restored, stop)
+    loop = _Loop(lanes, program, checkpoints, stop, asked, observe)
+    halt = loop.run(restored)
     wall_s = loop.elapsed()
     ended = {}
     for lane in lanes:
-        ended[lane.name] = lane.ended(reason)
+        ended[lane.name] = lane.ended(halt)
         if lane.writer is not None:
             lane.writer.finish(*ended[lane.name], compile_s=program.compile_s, wall_s=wall_s)
     return ended
@@ -144,11 +166,19 @@ def train_cohort(
 
 class _Loop:
     def __init__(
-        self, lanes: list[Lane], program: Program, checkpoints: Checkpoints, observe: Observer
+        self,
+        lanes: list[Lane],
+        program: Program,
+        checkpoints: Checkpoints,
+        stop: Callable[[], str | None],
+        asked: Asked,
+        observe: Observer,
     ):
         self._lanes = lanes
         self._first = self._program = program
         self._checkpoints = checkpoints
+        self._stop = stop
+        self._asked = asked
         self._observe = observe
         # All lanes have one batch at a time: a run that chooses its own is alone.
         self._longest = max((lane.config for lane in lanes), key=lambda config: config.steps)
@@ -162,26 +192,26 @@ class _Loop:
     def elapsed(self) -> float:
         return time.perf_counter() - self._began
 
-    def run(self, restored: Restored | None, stop: Callable[[], str | None]) -> str | None:
+    def run(self, restored: Restored | None) -> Halt | None:
         if restored is None:
             step, state = 0, self._begin()
         else:
             step, state = restored.step, restored.state
             self._step_s = CHUNK_S  # not known yet: one update at a time until it is
             self._take_up(restored)
-        reason = None
-        while reason is None and self._goes_on(step):
+        halt = None
+        while halt is None and self._goes_on(step):
             self._program = self._at_batch(self._lanes[0].batch.sequences)
             configs = [lane.config.at_batch(self._program.sequences) for lane in self._lanes]
             numbers = self._program.place(configs)
             self._last_read = time.perf_counter()
             with self._program.feed(configs, step, self._steps) as feed:
-                step, state, reason = self._at_one_batch(stop, step, state, numbers, feed)
+                step, state, halt = self._at_one_batch(step, state, numbers, feed)
         self._save(step, state)
-        if reason is None:
+        if halt is None:
             self._checkpoints.finish(step)
         self._checkpoints.wait()
-        return reason
+        return halt
 
     def _begin(self) -> TrainState:
         program = self._first
@@ -207,18 +237,13 @@ class _Loop:
         return step < self._steps and not all(lane.diverged for lane in self._lanes)
 
     def _at_one_batch(
-        self,
-        stop: Callable[[], str | None],
-        step: int,
-        state: TrainState,
-        numbers: Numbers,
-        feed: HostFeed | None,
-    ) -> tuple[int, TrainState, str | None]:
+        self, step: int, state: TrainState, numbers: Numbers, feed: HostFeed | None
+    ) -> tuple[int, TrainState, Halt | None]:
         """Trains until there is a reason to stop, another batch, or an end."""
-        program, reason = self._program, None
+        program, halt = self._program, None
         while self._goes_on(step):
-            reason = stop()
-            if reason is not None or self._takes_another_batch(step):
+            halt = self._halt(step)
+            if halt is not None or self._takes_another_batch(step):
                 break
             n = agreed("the length of a chunk", self._chunk_length(step))
             state, window = program.chunk(state, step, n, numbers, feed)
@@ -229,7 +254,15 @@ class _Loop:
             due = agreed("a checkpoint by time", self._is_due())
             if step in self._checkpoints.kept or due:
                 self._save(step, state)
-        return step, state, reason
+        return step, state, halt
+
+    def _halt(self, step: int) -> Halt | None:
+        going = [lane.name for lane in self._lanes if lane.goes_on]
+        reason = self._stop()
+        if reason is not None:
+            return Halt("interrupted", dict.fromkeys(going, reason))
+        reasons = self._asked(going, step)
+        return None if reasons is None else Halt("stopped", reasons)
 
     def _takes_another_batch(self, step: int) -> bool:
         """Decides the batch from `step` on, if that is a step to do so, on all that was measured.

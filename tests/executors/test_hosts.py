@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import pytest
+from etils import epath
 
 from scaling_jax.records import load
+from scaling_jax.records.requests import ask_to_stop
 from tests.hosts.threads import free_port
 
 EXPERIMENT = '''\
@@ -193,6 +195,21 @@ def test_a_signal_to_one_host_stops_all_at_one_checkpoint(make):
     # What the last row tells of may be behind the checkpoint by a window that is still open.
     committed = [path.parent for path in study.folder.glob("runs/cohorts/*/*/commit_success.txt")]
     assert max(int(path.name) for path in committed) >= attempt["step"] > 0
+
+
+def test_a_run_that_is_asked_to_stop_ends_on_all_hosts_at_one_checkpoint(make):
+    study = make("asked", 1)
+    often = "import scaling_jax.executors.requests as r; r.LOOK_S = 0.2\n"
+    hosts = study.start(2, *LONG, before=SLOW + often)
+    study.wait_for("runs/cohorts/*/*/commit_success.txt", hosts)
+    (run_id,) = (path.parent.name for path in study.folder.glob("runs/*/config.json"))
+    ask_to_stop(epath.Path(study.folder / "runs"), run_id, "l_ns", "the rule", "it may")
+    for ended in end(hosts):
+        assert ended.code == 0, ended.err
+    (attempt,) = study.attempts()
+    assert (attempt["status"], attempt["message"]) == ("stopped", "l_ns: it may")
+    study.run(2, *LONG)  # and is not trained again
+    assert study.attempts() == [attempt]
 
 
 @pytest.mark.parametrize("victim", [0, 1])

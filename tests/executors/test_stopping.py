@@ -8,7 +8,7 @@ import pytest
 
 from scaling_jax.errors import RequestError
 from scaling_jax.executors import stopping
-from scaling_jax.executors.stopping import SIGNALS, StopOnRequest, parse_budget
+from scaling_jax.executors.stopping import SIGNALS, StopOnRequest, parse_time
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -71,10 +71,10 @@ def test_a_budget_ends_by_a_clock_that_does_not_jump(monkeypatch: pytest.MonkeyP
     ("text", "seconds"), [("90s", 90.0), ("30m", 1800.0), ("2h", 7200.0), ("1.5h", 5400.0)]
 )
 def test_a_budget_is_a_time(text: str, seconds: float):
-    assert parse_budget(text) == seconds
+    assert parse_time(text, "--budget") == seconds
 
 
 @pytest.mark.parametrize("text", ["2", "h", "2 hours", "-1h", "0s", "1e3s", ""])
 def test_what_is_no_time_is_refused(text: str):
     with pytest.raises(RequestError, match="--budget takes a time as in 90s, 30m or 2h, not "):
-        parse_budget(text)
+        parse_time(text, "--budget")

@@ -57,6 +57,15 @@ def test_a_line_and_the_test_of_its_ends(read: Callable[..., Records]) -> None:
     assert moved.line.phase_test.shift == pytest.approx(0.05, abs=0.005)
 
 
+def test_a_run_that_was_stopped_has_no_end(read: Callable[..., Records]) -> None:
+    stopped = pl.when(run_id="run 0").then(pl.lit("stopped")).otherwise(pl.lit("done"))
+    (books,) = measure(read(table().with_columns(status=stopped)), ["loss_books"]).corpora
+    assert books.points["phase"].value_counts(sort=True).rows() == [("during", 55), ("end", 5)]
+    every = table().with_columns(status=pl.lit("stopped"))
+    (books,) = measure(read(every), ["loss_books"]).corpora
+    assert books.line.phase_test is None
+
+
 def test_runs_of_one_point_have_no_phases(read: Callable[..., Records]) -> None:
     (books,) = measure(read(table(points=10)), ["loss_books"], where="step = 1000").corpora
     assert books.line.phase_test is None and books.points["phase"].null_count() == 6

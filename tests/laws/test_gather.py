@@ -47,6 +47,14 @@ def left_out(selection: Selection) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.parametrize("slug", ["l_n", "l_d", "l_nd", "l_c", "l_nd_chinchilla"])
+def test_the_last_loss_of_a_run_that_was_stopped_is_no_end(read, slug: str) -> None:
+    status = pl.when(run_id="b").then(pl.lit("stopped")).otherwise(pl.lit("done"))
+    selection = gather(read(curves(status=status)), LAWS[slug])
+    assert set(selection.points["run"]) == {"a"}
+    assert "status stopped" in {row["reason"] for row in selection.excluded}
+
+
 @pytest.mark.parametrize(
     ("slug", "points", "rules"),
     [

@@ -49,6 +49,7 @@ def test_every_point_is_in_the_fit_or_in_the_list(make_records) -> None:
     [
         ({"status": "diverged"}, "not done", "diverged"),
         ({"status": "interrupted"}, "not done", "interrupted"),
+        ({"status": "stopped"}, "not done", "stopped"),
         ({"schedule": "cosine"}, "schedule", "cosine"),
         ({"n_layer": 1}, "one layer", "D.7"),
         ({"batch_tokens": 1024}, "another family", "batch_tokens 1024, most sizes have 512"),

@@ -266,8 +266,9 @@ def test_a_ramp_is_its_parts_joined_by_hand(tiny, compiled, tmp_path):
     checkpoints = Checkpoints(out, {"id": {}}, kept=())
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to an integer
         train_cohort(
-            {"a": config}, program, {"a": writer}, checkpoints, None, lambda: None, _unobserved
-        )
+            {"a": config}, program, {"a": writer}, checkpoints, None,
+            lambda: None, lambda going, step: None, _unobserved,
+        )  # fmt: skip
     checkpoints.close()
     rows = records.load(tmp_path / "study").curves.sort("step").to_dicts()[1:]
 

@@ -13,14 +13,18 @@ from scaling_jax.records.status import run_status
 from scaling_jax.records.writer import RunWriter, write_study
 from scaling_jax.training import trainer
 from scaling_jax.training.evaluation import evaluation_entries
-from scaling_jax.training.saving import Checkpoints
-from scaling_jax.training.trainer import Ended, train_cohort
+from scaling_jax.training.saving import Checkpoints, committed_steps
+from scaling_jax.training.trainer import Asked, Ended, train_cohort
 from scaling_jax.training.windows import evaluation_steps
 
 STEPS = 150
 
 
 def never() -> None:
+    return None
+
+
+def unasked(going, step) -> None:
     return None
 
 
@@ -64,6 +68,7 @@ def train_recorded(program, tmp_path):
         told: Told | None = None,
         kept: tuple[int, ...] = (),
         spy: type[Checkpoints] | None = None,
+        asked: Asked = unasked,
     ):
         out = epath.Path(tmp_path)
         write_study(out, "study", "", [], {name: f"id-{name}" for name in names})
@@ -76,7 +81,9 @@ def train_recorded(program, tmp_path):
             )
         runs = {f"id-{name}": {} for name in cohort}
         checkpoints = Checkpoints(out, runs, kept) if spy is None else spy(out, runs, kept)
-        ended = train_cohort(cohort, program, writers, checkpoints, None, stop, told or Told())
+        ended = train_cohort(
+            cohort, program, writers, checkpoints, None, stop, asked, told or Told()
+        )
         checkpoints.close()
         return ended, records.load(tmp_path / "study")
 
@@ -214,6 +221,35 @@ def test_a_stop_after_the_end_of_a_lane_leaves_that_lane_done(uneven, train_reco
     assert 100 <= curve_of(loaded, "long")[-1]["step"] <= 103  # whole rows
 
 
+def test_what_is_asked_to_stop_for_good_ends_with_a_checkpoint(cohort, train_recorded, tmp_path):
+    heard = []
+
+    def asked(going, step):
+        heard.append((tuple(going), step))
+        return {"slow": "one reason", "fast": "another"} if step >= 100 else None
+
+    ended, loaded = train_recorded(cohort, ["slow", "fast"], asked=asked)
+    assert ended == {"slow": Ended("stopped", "one reason"), "fast": Ended("stopped", "another")}
+    assert heard == [(("slow", "fast"), step) for step in (0, 1, 10, 100)]
+    (folder,) = (tmp_path / "cohorts").iterdir()
+    assert committed_steps(epath.Path(folder)) == [100]
+    assert loaded.runs["status"].to_list() == ["stopped", "stopped"]
+    assert loaded.runs["message"].to_list() == ["one reason", "another"]
+
+
+def test_only_a_run_that_goes_on_is_asked_about(uneven, train_recorded, monkeypatch):
+    monkeypatch.setattr(trainer, "IN_FLIGHT", 0)  # what is trained is read
+    heard = []
+
+    def asked(going, step):
+        heard.append(tuple(going))
+        return {"long": "a reason"} if going == ["long"] else None
+
+    ended, _ = train_recorded(uneven, ["long", "short"], asked=asked)
+    assert ended == {"long": Ended("stopped", "a reason"), "short": Ended("done", "")}
+    assert heard[0] == ("long", "short") and heard[-1] == ("long",)
+
+
 def test_a_stop_asked_for_after_the_last_update_is_none(tiny, cohort, train_recorded):
     answers = iter([None] * 4 + ["too late"] * 9)
     ended, _ = train_recorded(cohort, ["slow"], stop=lambda: next(answers))
@@ -320,7 +356,9 @@ def test_epochs_in_an_order_are_windows_by_those_of_an_epoch(tiny, compiled, tmp
     doc = {"config": config.model_dump(mode="json"), "row": {"seed": config.seed}}
     writer.begin(doc, dict.fromkeys(("versions", "device", "mesh", "engine"), ""), config.steps)
     checkpoints = Checkpoints(out, {"id-run": {}}, ())
-    train_cohort({"run": config}, program, {"run": writer}, checkpoints, None, never, Told())
+    train_cohort(
+        {"run": config}, program, {"run": writer}, checkpoints, None, never, unasked, Told()
+    )
     checkpoints.close()
     last = curve_of(records.load(tmp_path / "study"), "run")[-1]
     assert last["tokens"] == 30 * 8 * 8

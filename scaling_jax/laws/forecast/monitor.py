@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import polars as pl
 
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.laws.forecast.law_ends import law_of_loss
 from scaling_jax.laws.forecast.run import Forecasts, forecast
-from scaling_jax.laws.forecast.stop import Stops, endings_of, may_be_stopped
-from scaling_jax.laws.forms import find_law
+from scaling_jax.laws.forecast.stop import Stops, stops_of
 from scaling_jax.records.schema import UNDER_WAY
 from scaling_jax.records.store import Records
 
@@ -48,23 +49,23 @@ class Look(NamedTuple):
         }
 
 
-def look_ahead(records: Records, law: str | None = None, level: float = 0.9) -> Look | None:
+def look_ahead(
+    records: Records, law: str | None = None, level: float = 0.9, asked: Collection[str] = ()
+) -> Look | None:
     """Forecasts of the runs under way, and with `law` those that it may do without.
 
     None where no run under way has a curve. Of more than 40 finished runs it learns from 40 evenly
-    spread over the sizes. What goes wrong is in `reasons`; raises `RequestError` for an unknown law
-    alone.
+    spread over the sizes. The runs of `asked`, by run_id, are asked to stop already. What goes
+    wrong is in `reasons`; raises `RequestError` alone for a law that the rule cannot judge by.
     """
     if law is not None:
-        find_law(law)
+        law_of_loss(law)
     if not _has_curves_under_way(records):
         return None
     forecasts, why = _guarded(lambda: forecast(_few_finished(records), level=level))
     if law is None or forecasts is None:
         return Look(forecasts, None, why)
-    stops, refused = _guarded(
-        lambda: may_be_stopped(records, endings_of(forecasts), law, level=level)
-    )
+    stops, refused = _guarded(lambda: stops_of(records, forecasts, law, stopped=asked))
     return Look(forecasts, stops, refused)
 
 

@@ -14,6 +14,7 @@ from scaling_jax.laws.forecast.monitor import look_ahead
 from scaling_jax.records.store import Records
 
 RUN = "n27648-s1-lr0.01"
+OTHER = "n49152-s1-lr0.01"
 
 
 def under_way(whole: Records, run: str = RUN) -> Records:
@@ -38,6 +39,19 @@ def test_the_end_of_a_run_under_way_is_beside_it(make_records: Callable[..., Rec
     doc = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert [run["run_id"] for run in doc["forecasts"]] == [RUN]
     assert [run["run_id"] for run in doc["stops"]["runs"]] == [RUN]
+
+
+def test_a_run_that_was_stopped_is_forecast_and_not_asked_for_again(
+    make_records: Callable[..., Records],
+) -> None:
+    whole = make_records(noise=0.001, seeds=3, recorded=60, bracket=False)
+    ahead = under_way(under_way(whole, RUN), OTHER)
+    stopped = pl.when(run_id=RUN).then(pl.lit("stopped")).otherwise("status")
+    records = Records(ahead.runs.with_columns(status=stopped), ahead.curves, "stopped")
+    found = look_ahead(records, "l_ns", asked=[OTHER])
+    assert found is not None and found.forecasts is not None and found.stops is not None
+    assert {run.run_id for run in found.forecasts.runs} == {RUN, OTHER}
+    assert set(found.stops.may_stop) == {RUN, OTHER}  # whatever they would move
 
 
 def test_nothing_under_way_is_nothing_to_look_at(make_records: Callable[..., Records]) -> None:
