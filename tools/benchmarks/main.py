@@ -27,6 +27,7 @@ from tools.benchmarks.ceiling import ceiling
 from tools.benchmarks.compilation import compilation
 from tools.benchmarks.feed import feed
 from tools.benchmarks.fitting import fitting
+from tools.benchmarks.forecast import forecast, require_tables
 from tools.benchmarks.lanes import lanes
 from tools.benchmarks.mfu import mfu
 from tools.benchmarks.noise import noise
@@ -39,10 +40,14 @@ OUT = Path(__file__).parents[2] / "results" / "benchmark.json"
 
 
 class Measure(NamedTuple):
-    """What yields tables, and whether it is measured on a CPU without being named."""
+    """What yields tables, and whether it is measured on a CPU without being named.
 
-    tables: Callable[[Effort], Iterator[Table]]
+    What is `of_tables` takes the folder of `--tables` too, and is not measured without.
+    """
+
+    tables: Callable[..., Iterator[Table]]
     suits_cpu: bool = True
+    of_tables: bool = False
 
 
 MEASURES = {
@@ -54,6 +59,7 @@ MEASURES = {
     "feed": Measure(feed),
     "compile": Measure(compilation),
     "fit": Measure(fitting),
+    "forecast": Measure(forecast, of_tables=True),
     "study": Measure(studying, suits_cpu=False),
 }
 
@@ -67,6 +73,10 @@ def benchmark(
     quick: Annotated[
         bool, arg(help="Few repeats: does it work? The numbers mean nothing.")
     ] = False,
+    tables: Annotated[
+        Path | None,
+        arg(metavar="DIR", help="The public curves of forecast: gemstones.csv and others."),
+    ] = None,
     markdown: Annotated[
         Path | None, arg(metavar="FILE.json", help="Measure nothing; show this as Markdown.")
     ] = None,
@@ -77,15 +87,23 @@ def benchmark(
     for name in names:
         if name not in MEASURES:
             raise RequestError(f"No measure {name!r}.{nearest(name, MEASURES)}")
+        if MEASURES[name].of_tables and tables is None:
+            raise RequestError(f"{name} is measured on public tables: --tables DIR is their folder")
+    if tables is not None:
+        require_tables(tables)
     _open_out(out)
     start_jax()
     jax.config.update("jax_enable_compilation_cache", False)  # a cached program compiles in no time
     cpu = jax.default_backend() == "cpu"
-    chosen = names or tuple(name for name in MEASURES if MEASURES[name].suits_cpu or not cpu)
-    return _measure(dict.fromkeys(chosen), out, Effort(quick))
+    chosen = names or tuple(
+        name
+        for name, measure in MEASURES.items()
+        if (measure.suits_cpu or not cpu) and (tables is not None or not measure.of_tables)
+    )
+    return _measure(dict.fromkeys(chosen), out, Effort(quick), tables)
 
 
-def _measure(names: dict[str, None], out: Path, effort: Effort) -> int:
+def _measure(names: dict[str, None], out: Path, effort: Effort, folder: Path | None) -> int:
     console = Console(width=max(Console().width, 300))  # a long line wraps, and is not cut
     report: dict[str, Any] = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -97,7 +115,8 @@ def _measure(names: dict[str, None], out: Path, effort: Effort) -> int:
         began = time.perf_counter()
         tables, fault = [], None
         try:
-            for table in MEASURES[name].tables(effort):
+            measure = MEASURES[name]
+            for table in measure.tables(effort, *([folder] if measure.of_tables else [])):
                 tables.append(table.to_json())
                 show(table, console)
         except Exception as error:  # the others are measured all the same
