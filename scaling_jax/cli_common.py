@@ -109,9 +109,11 @@ def leave_the_accelerator() -> None:
 
 
 def require_picture(path: Path | None) -> None:
-    """Raises `RequestError` for a --plot of another kind, before anything is computed."""
+    """Raises `RequestError` for a --plot of another kind or a folder, before all computing."""
     if path is not None and path.suffix not in (".svg", ".png"):
         raise RequestError(f"--plot draws .svg or .png, not {path.name!r}")
+    if path is not None and path.is_dir():
+        raise RequestError(f"--plot names a file, and {path} is a folder")
 
 
 def draw_picture(figure: Any, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,22 @@ def forecast(
             "of step, lr. Unfinished runs go on under it.",
         ),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        arg(
+            metavar="SOURCE",
+            help="Where the finished runs are too few, intervals from the errors on those of "
+            "another study or table, widened.",
+        ),
+    ] = None,
+    may_stop: Annotated[
+        str | None,
+        arg(
+            metavar="SLUG",
+            help="Say which unfinished runs cannot change the fit of this law, instead of the one "
+            "that the study declares.",
+        ),
+    ] = None,
     seal: Annotated[
         Path | None, arg(metavar="FILE", help="Write the forecasts down, to be judged by score.")
     ] = None,
@@ -64,7 +81,7 @@ def forecast(
     plot: Plot = None,
     json: Json = False,
 ) -> int:
-    """Forecast the final loss of every unfinished run, with an interval."""
+    """Forecast the final loss of every unfinished run, with an interval, and say which may stop."""
     require_picture(plot)
     shares = numbers(observed, "--observed")
     if shares is not None and not backtest:
@@ -74,7 +91,11 @@ def forecast(
     from scaling_jax.laws.forecast import describe
     from scaling_jax.laws.forecast import seal as seals
     from scaling_jax.laws.forecast.run import forecast as make
+    from scaling_jax.laws.forecast.stop import law_of_loss, stops_by
+    from scaling_jax.records.store import declared_laws, load
 
+    if may_stop is not None:
+        law_of_loss(may_stop)
     if seal is not None:
         seals.require_new(seal)
     found = make(
@@ -86,18 +107,22 @@ def forecast(
         schedule=schedule,
         backtest=backtest,
         observed=shares or tests.OBSERVED,
+        calibration=None if calibration is None else load(calibration),
         level=level,
     )
+    stops, no_stops = stops_by(records, found, declared_laws(source), may_stop)
     if seal is not None:
         seals.write_seal(seal, found.to_seal(), found.curves, level, source)
     if plot is not None:
         from scaling_jax.report.figures import forecast as figures
 
-        draw_picture(figures.forecasts(found), plot)
+        draw_picture(figures.everything(found), plot)
     if json:
-        print_json(found.to_json())
+        print_json(found.to_json() | {"stops": None if stops is None else stops.to_json()})
+        if no_stops is not None:
+            print(f"scaling-jax: {no_stops}", file=sys.stderr)
     else:
-        print(describe.describe_forecasts(found))
+        print(describe.describe_forecasts(found, stops, no_stops))
     return 0
 
 

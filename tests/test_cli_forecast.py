@@ -69,7 +69,7 @@ def test_text_shows_forecasts_intervals_and_the_backtest(tmp_path: Path, capsys)
     status, out, _ = said(capsys, "forecast", finished)
     assert (status, out) == (0, "No run is unfinished.\n")
     status, out, _ = said(capsys, "forecast", finished, "--json")
-    assert json.loads(out) == {"runs": [], "backtest": None, "refused": []}
+    assert json.loads(out) == {"runs": [], "backtest": None, "refused": [], "stops": None}
 
 
 def test_a_picture_is_drawn(tmp_path: Path, capsys) -> None:
@@ -78,6 +78,69 @@ def test_a_picture_is_drawn(tmp_path: Path, capsys) -> None:
     assert picture.read_text().lstrip().startswith("<?xml")
     status, _, err = said(capsys, "forecast", source, "--plot", "out.pdf")
     assert status == 2 and "out.pdf" in err
+    (tmp_path / "a.png").mkdir()
+    status, _, err = said(capsys, "forecast", source, "--plot", str(tmp_path / "a.png"))
+    assert status == 2 and "is a folder" in err
+    finished = write(tmp_path / "u.csv", STEPS)
+    status, _, err = said(capsys, "forecast", finished, "--plot", str(picture))
+    assert status == 2 and "--backtest draws" in err
+    plot = str(tmp_path / "b.png")
+    assert said(capsys, "forecast", finished, "--backtest", "--plot", plot)[0] == 0
+    assert Path(plot).read_bytes().startswith(b"\x89PNG")
+
+
+def test_which_runs_may_stop_is_said_by_the_law_that_is_named(tmp_path: Path, capsys) -> None:
+    source = write(tmp_path / "t.csv")
+    assert "may stop" not in said(capsys, "forecast", source)[1]
+    status, out, err = said(capsys, "forecast", source, "--may-stop", "l_n")
+    assert (status, err) == (0, "") and "may stop" in out.splitlines()[1]
+    assert "moves no exponent by more than 10%" in " ".join(out.split())
+    assert "These go on:" in out
+    status, out, err = said(capsys, "forecast", source, "--may-stop", "l_n", "--json")
+    doc = json.loads(out)
+    assert (status, err) == (0, "") and set(doc["stops"]) == {"law", "rule", "exponents", "runs"}
+    assert [run["run_id"] for run in doc["stops"]["runs"]] == ["a", "b"]
+    for law, says in (("l_nss", "Did you mean"), ("b_crit", "no law of the loss"), ("l_nd", "D=")):
+        status, out, err = said(capsys, "forecast", source, "--may-stop", law)
+        assert status == 2 and out == "" and says in err
+
+
+def test_a_rule_that_is_refused_is_a_sentence_and_no_failure(tmp_path: Path, capsys) -> None:
+    few = ["--where", "params < 2e6 OR run_id = 'b'", "--may-stop", "l_ns"]
+    source = write(tmp_path / "t.csv")
+    status, out, err = said(capsys, "forecast", source, *few)
+    assert (status, err) == (0, "") and "may stop is not known yet, by l_ns" in out
+    status, out, err = said(capsys, "forecast", source, *few, "--json")
+    assert status == 0 and json.loads(out)["stops"] is None and "not known yet" in err
+
+
+def test_a_study_is_judged_by_the_law_that_it_declares(tmp_path: Path, monkeypatch, capsys) -> None:
+    from scaling_jax.records import store
+
+    monkeypatch.setattr(store, "declared_laws", lambda _: ("b_crit", "l_n", "l_ns"))
+    out = said(capsys, "forecast", write(tmp_path / "t.csv"), "--json")[1]
+    assert json.loads(out)["stops"]["law"] == "l_n"
+
+
+def test_errors_on_another_set_stand_in_for_ones_own(tmp_path: Path, capsys) -> None:
+    other = write(tmp_path / "other.csv", STEPS)
+    source = write(tmp_path / "t.csv")
+    alone = ["--where", "run_id = 'a'"]
+    doc = json.loads(said(capsys, "forecast", source, *alone, "--json")[1])
+    assert "uncalibrated" in doc["runs"][0]["flags"]
+    with_other = [*alone, "--calibration", other]
+    doc = json.loads(said(capsys, "forecast", source, *with_other, "--json")[1])
+    assert any("another set of curves" in flag for flag in doc["runs"][0]["flags"])
+    assert "uncalibrated" not in doc["runs"][0]["flags"]
+    assert "12 of another set" in said(capsys, "forecast", source, *with_other)[1]
+    status, _, err = said(capsys, "forecast", source, "--calibration", str(tmp_path / "no.csv"))
+    assert status == 2 and "There is no" in err
+
+
+def test_a_table_without_declared_ends_is_told_of_the_horizon(tmp_path: Path, capsys) -> None:
+    pl.read_csv(write(tmp_path / "t.csv")).drop("steps").write_csv(tmp_path / "u.csv")
+    status, out, _ = said(capsys, "forecast", str(tmp_path / "u.csv"))
+    assert status == 0 and "--horizon STEPS" in out
 
 
 def test_a_seal_is_pending_then_judged_and_never_written_over(tmp_path: Path, capsys) -> None:

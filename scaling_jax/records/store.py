@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from scaling_jax.records.files import as_path, reading
+from scaling_jax.records.files import as_path, read_record, reading
 from scaling_jax.records.flat import read_flat
 from scaling_jax.records.folders import read_folder
 from scaling_jax.records.schema import CURVE_COLUMNS, RUN_COLUMNS, SIDE_TABLES, UNDER_WAY
@@ -74,6 +74,21 @@ def load(path: str | os.PathLike[str]) -> Records:
             return Records(runs, curves, str(source), sides=sides)
         runs, curves, made_ids = read_flat(source)
         return Records(runs, curves, str(source), made_ids)
+
+
+def declared_laws(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The slugs of the laws that the studies of a source are to feed, as declared; none of a table.
+
+    Raises `RequestError` where a study is damaged.
+    """
+    source = as_path(path)
+    with reading(source):
+        if not source.is_dir():
+            return ()
+        own = source / "study.json"
+        beneath = [own] if own.exists() else [p / "study.json" for p in sorted(source.iterdir())]
+        studies = [read_record(study) for study in beneath if study.exists()]
+    return tuple(dict.fromkeys(law for study in studies for law in study.get("laws", ())))
 
 
 def overview(records: Records, now: float | None = None) -> pl.DataFrame:

@@ -16,13 +16,15 @@ from scaling_jax.laws.forms import find_law
 from scaling_jax.laws.noise_scale import short_number
 from scaling_jax.records.files import write_atomic
 from scaling_jax.report import figures, words
-from scaling_jax.report.pictures import pictures_of
+from scaling_jax.report.ends import pictures_of_ends, words_of
+from scaling_jax.report.pictures import Picture, pictures_of
 
 if TYPE_CHECKING:
     from scaling_jax.laws.noise_report import NoiseReport
     from scaling_jax.laws.result import Fit
     from scaling_jax.records.store import Records
     from scaling_jax.report.beside import Beside
+    from scaling_jax.report.ends import Ends
 
 _ORDER = ("params_non_embedding", "name", "step")
 
@@ -34,24 +36,17 @@ def write_report(
     noise: NoiseReport | None,
     folder: str | os.PathLike[str],
     beside: Beside | None = None,
+    ends: Ends | None = None,
 ) -> epath.Path:
     """Write `folder/index.html` and `folder/figures/*.svg, *.png`; returns the page's path.
 
     `fit` is None where the fit was refused, and `refusal` says why; `noise` is None where no noise
-    moments were recorded, `beside` has losses by position and on other corpora. The page holds its
-    figures and its style, asks for no script and makes no request.
+    moments were recorded, `beside` has losses by position and on other corpora, `ends` the
+    forecasts. The page holds its figures and its style, asks for no script and makes no request.
     """
     target = epath.Path(folder)
     (target / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = []
     pictures, not_drawn = pictures_of(records, fit, noise, beside)
-    for picture in pictures:
-        svg = figures.render(picture.figure, "svg")
-        write_atomic(target / "figures" / f"{picture.stem}.svg", svg)
-        write_atomic(
-            target / "figures" / f"{picture.stem}.png", figures.render(picture.figure, "png")
-        )
-        drawn.append({"picture": picture, "data": base64.b64encode(svg).decode("ascii")})
     page = (
         _environment()
         .get_template("page.html.j2")
@@ -66,7 +61,7 @@ def write_report(
             excluded=[] if fit is None else _excluded(fit),
             law=None if fit is None else find_law(fit.law),
             refusal=refusal,
-            pictures=drawn,
+            pictures=[_drawn(picture, target) for picture in pictures],
             not_drawn=not_drawn,
             runs=_runs(records),
             noise=[] if noise is None else noise.main.sort(_ORDER, nulls_last=True).to_dicts(),
@@ -74,6 +69,10 @@ def write_report(
             noise_ratios=[] if noise is None else noise.ratios,
             positions=None if beside is None else beside.positions,
             transfer=None if beside is None else beside.transfer,
+            ends=None if ends is None else words_of(ends),
+            ends_pictures=[]
+            if ends is None
+            else [_drawn(picture, target) for picture in pictures_of_ends(ends)],
             trained_on=""
             if beside is None or beside.transfer is None
             else corpus_name(beside.transfer.column),
@@ -82,6 +81,14 @@ def write_report(
     path = target / "index.html"
     write_atomic(path, page.encode("utf-8"))
     return path
+
+
+def _drawn(picture: Picture, target: epath.Path) -> dict[str, Any]:
+    """Write a picture's files; itself, and its SVG as the page holds it."""
+    svg = figures.render(picture.figure, "svg")
+    write_atomic(target / "figures" / f"{picture.stem}.svg", svg)
+    write_atomic(target / "figures" / f"{picture.stem}.png", figures.render(picture.figure, "png"))
+    return {"picture": picture, "data": base64.b64encode(svg).decode("ascii")}
 
 
 def _environment() -> jinja2.Environment:

@@ -1,4 +1,4 @@
-"""The report of a study: the fit or why there is none, and what else was measured, on one page."""
+"""The report of a study: the fit or why there is none, and what else is known, on one page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scaling_jax import laws
 from scaling_jax.errors import WorkError
 from scaling_jax.records.store import Records
 from scaling_jax.report.beside import measure_beside
+from scaling_jax.report.ends import measure_ends
 from scaling_jax.report.page import write_report
 
 
@@ -24,10 +25,11 @@ class StudyReport:
 
 
 def write_study_report(records: Records, folder: str | os.PathLike[str]) -> StudyReport:
-    """Fit L(N, S), measure noise scale, loss by position and transfer, and write their page.
+    """Fit L(N, S), measure noise scale, loss by position and transfer, forecast where runs end, and
+    write their page.
 
     A refused fit and a study without noise moments are said on the page; positions and other
-    corpora have a place on it where they were recorded.
+    corpora have a place on it where they were recorded, and ends where curves tell of them.
     """
     fit, refusal, noise = None, None, None
     try:
@@ -38,5 +40,7 @@ def write_study_report(records: Records, folder: str | os.PathLike[str]) -> Stud
         noise = laws.measure_noise(records)
     except WorkError:
         noise = None
-    beside = measure_beside(records)
-    return StudyReport(write_report(records, fit, refusal, noise, folder, beside), fit, refusal)
+    page = write_report(
+        records, fit, refusal, noise, folder, measure_beside(records), measure_ends(records)
+    )
+    return StudyReport(page, fit, refusal)

@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 from scaling_jax.records import load
 from scaling_jax.records.locks import FolderLock
 from scaling_jax.records.schema import CURVE_COLUMNS, NOISE_COLUMNS, RUN_COLUMNS
-from scaling_jax.records.store import overview
+from scaling_jax.records.store import declared_laws, overview
 from scaling_jax.records.tables import DTYPES
 from scaling_jax.records.writer import write_study
 from tests.records.runs import begun, flat_of, row
@@ -98,3 +98,13 @@ def test_training_does_without_polars() -> None:
 def test_unknown_names_of_the_room() -> None:
     with pytest.raises(ImportError, match="lod"):
         from scaling_jax.records import lod  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_the_laws_of_a_source_are_those_that_its_studies_declare(tmp_path: Path) -> None:
+    out = epath.Path(tmp_path) / "runs"
+    write_study(out, "one", "", ["l_ns", "b_crit"], {"a": "aaa"})
+    write_study(out, "two", "", ["l_ns", "l_nd"], {"a": "aaa"})
+    assert declared_laws(out / "one") == ("l_ns", "b_crit")
+    assert declared_laws(out) == ("l_ns", "b_crit", "l_nd")
+    (tmp_path / "points.csv").write_text(POINTS)
+    assert declared_laws(tmp_path / "points.csv") == ()

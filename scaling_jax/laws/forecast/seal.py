@@ -158,7 +158,12 @@ def require_new(path: str | os.PathLike[str]) -> None:
 
 def read_seal(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A sealed file. Raises `RequestError` for another kind of file and for one that was edited."""
-    doc = read_json(as_path(path))
+    try:
+        doc = read_json(as_path(path))
+    except RequestError as error:
+        raise RequestError(
+            f"{error} score takes files of forecast --seal, then the source"
+        ) from None
     if doc.get("kind") != KIND or doc.get("format") != FORMAT:
         raise RequestError(f"{path} is no sealed forecast; forecast --seal FILE writes one")
     rows = doc.get("runs")
@@ -199,7 +204,7 @@ def score(paths: Sequence[str | os.PathLike[str]], curves: Sequence[Curve]) -> S
                 found.pending.append(where | {"reason": "the run is not in the source"})
             elif (measured := measured_at(curve, row["horizon_step"])) is None:
                 reason = f"step {curve.end:,.0f} of {row['horizon_step']:,.0f}"
-                if curve.status in ("diverged", "failed"):
+                if curve.status in ("diverged", "failed", "stopped"):
                     reason += f", {curve.status}"
                 found.pending.append(where | {"reason": reason})
             else:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import polars as pl
 
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws import uncertainty
 from scaling_jax.laws.columns import flat_table
 from scaling_jax.laws.fitting import Points, make_points, require_identified, solve
-from scaling_jax.laws.forms import find_law
-from scaling_jax.laws.gather import RULES, gather
+from scaling_jax.laws.forecast.law_ends import (
+    Ending,
+    LawEnd,
+    finished_points,
+    judged_law,
+    law_of_loss,
+    losses_of,
+    not_done,
+    unfinished_ends,
+)
+from scaling_jax.laws.forecast.questions import is_finished
+from scaling_jax.laws.forecast.unnamed import with_runs
 from scaling_jax.laws.identified import require_independent
 from scaling_jax.laws.request import require_level
 from scaling_jax.laws.result import plain
-from scaling_jax.laws.selection import Selection, select
-from scaling_jax.laws.window import where_it_holds
 from scaling_jax.records.store import Records
 
 if TYPE_CHECKING:
@@ -32,19 +40,7 @@ RULE = (
     "either end of the interval, moves no exponent by more than {share:.0%} of its {level:.0%} "
     "interval, alone and together with the others that may be stopped"
 )
-_INPUTS = ("N", "S", "D", "C")
-
-
-class Ending(NamedTuple):
-    """What an unfinished run may come to: its place at the horizon, N parameters, S steps and D
-    tokens (None: not known), and the ends of the forecast of its loss, nats a token."""
-
-    run_id: str
-    N: float | None
-    S: float | None
-    D: float | None
-    low: float
-    high: float
+_STOPPED = "it was stopped already, and counts among those judged together"
 
 
 class Verdict(NamedTuple):
@@ -72,6 +68,11 @@ class Stops:
         """Run ids."""
         return [run.run_id for run in self.runs if run.may_stop]
 
+    @property
+    def stopped(self) -> list[str]:
+        """Those of `may_stop` that were stopped already."""
+        return [run.run_id for run in self.runs if run.reason == _STOPPED]
+
     def to_json(self) -> dict[str, Any]:
         return plain(
             {
@@ -83,6 +84,59 @@ class Stops:
         )
 
 
+def stops_by(
+    records: Records, forecasts: Forecasts, declared: Sequence[str], asked: str | None = None
+) -> tuple[Stops | None, str | None]:
+    """The verdicts by the law that is `asked` for, or the first of those `declared` that can judge
+    runs, or in a sentence why there are none yet; neither where there is no such law, or no run
+    under way has a forecast.
+
+    Raises `RequestError` for a law asked for that can judge no run, or whose columns are missing.
+    """
+    law = judged_law(declared) if asked is None else law_of_loss(asked).slug
+    if law is None or not _under_way(forecasts) & {run.run_id for run in forecasts.runs}:
+        return None, None
+    try:
+        return stops_of(records, forecasts, law), None
+    except (RequestError, WorkError) as error:
+        if asked is not None and isinstance(error, RequestError):
+            raise
+        return None, f"Which runs may stop is not known yet, by {law}: {error}"
+
+
+def stops_of(
+    records: Records,
+    forecasts: Forecasts,
+    law: str,
+    *,
+    share: float = SHARE,
+    stopped: Collection[str] = (),
+) -> Stops:
+    """Judge every unfinished run that has a forecast, by forecasts of what the law is fitted to.
+
+    Some laws are fitted to other losses than the forecasts are of: to those of the test split, at
+    the lowest of validation. The same is then asked again of these, so that like stands beside
+    like. The condition, the columns and the level are those of the forecasts. `stopped` are as of
+    `may_be_stopped`, and so are the runs of that status. Raises as it does, and `WorkError` where
+    the losses of the law have no forecast.
+    """
+    form, asked, under_way = law_of_loss(law), forecasts.request, _under_way(forecasts)
+    records = not_done(with_runs(records, asked.columns), under_way)
+    stopped = {*stopped, *(each.run_id for each in forecasts.curves if each.status == "stopped")}
+    own = losses_of(records, form, asked.columns, asked.where)
+    columns, endings = asked.columns, endings_of(forecasts)
+    if own != flat_table(records, columns, ("run", "loss"), asked.where).sources["loss"]:
+        columns = {**(columns or {}), "loss": own}
+        middle = {each.run_id: float(np.sqrt(each.low * each.high)) for each in endings}
+        again = endings_of(asked.again(columns))
+        endings = [each._replace(chosen_on=middle.get(each.run_id)) for each in again]
+    endings = [each for each in endings if each.run_id in under_way]
+    return may_be_stopped(
+        records, endings, law, columns, where=asked.where, share=share, level=asked.level,
+        stopped=stopped,
+    )  # fmt: skip
+
+
 def may_be_stopped(
     records: Records,
     endings: Sequence[Ending],
@@ -92,6 +146,7 @@ def may_be_stopped(
     where: str | None = None,
     share: float = SHARE,
     level: float = 0.9,
+    stopped: Collection[str] = (),
 ) -> Stops:
     """Judge every unfinished run by what either end of its forecast would do to the exponents.
 
@@ -99,7 +154,9 @@ def may_be_stopped(
     run's end added, which has the weight of a finished run. What may be stopped is judged together
     too, all runs at their low ends and all at their high ones, as forecasts err alike. Nothing is
     stopped here. Runs that the law's selection would leave out when they are done, as checks of the
-    learning rate, are not judged and go on.
+    learning rate, are not judged and go on. `stopped` are the ids of runs that were stopped
+    already: they are first among those judged together, whatever they would move, so that what was
+    stopped one by one does not add up.
 
     Raises `RequestError` for a law that has other inputs than N, S, D and C, `WorkError` where the
     finished runs do not carry the law: then every run may change the answer.
@@ -107,15 +164,12 @@ def may_be_stopped(
     require_level(level)
     if not 0 < share < 1:
         raise RequestError(f"share is of an exponent's interval, between 0 and 1, not {share:g}")
-    form = find_law(law)
-    if not set(form.inputs) <= set(_INPUTS) or form.output != "loss" or not form.exponents:
-        raise RequestError(f"{law} is no law of the loss in {', '.join(_INPUTS)}")
-    inputs, loss, run = _finished(records, form, columns, where)
-    placed = [ending for ending in endings if _place(ending, form) is not None]
-    entering = _entering(records, form, columns, where, placed)
-    known = [ending for ending in placed if ending.run_id in entering]
-    points = _points(form, inputs, loss, known)
-    count, unfinished = loss.size, len(known)
+    form = law_of_loss(law)
+    records = not_done(records, [each.run_id for each in endings])
+    inputs, loss, run = finished_points(records, form, columns, where)
+    ends, reasons = unfinished_ends(records, form, columns, where, endings)
+    points = _points(form, inputs, loss, ends)
+    count, unfinished = loss.size, len(ends)
     base = np.concatenate([np.ones(count), np.zeros(2 * unfinished)])
     solution = solve(points, base[None])
     require_identified(points, solution)
@@ -124,11 +178,15 @@ def may_be_stopped(
     intervals = uncertainty.spread(points, theta, base, label, points.x[0], level=level).intervals
     values = dict(zip(form.params, np.exp(points.log_params(theta)).tolist(), strict=True))
     judge = _Judge(points, form, theta, base, values, intervals, count / np.unique(run).size)
+    judged = _verdicts(judge, ends, share, stopped)
     return Stops(
         law=law,
         rule=RULE.format(law=law, share=share, level=level),
         exponents={name: (values[name], *intervals[name]) for name in form.exponents},
-        runs=tuple(_verdicts(judge, endings, placed, known, share)),
+        runs=tuple(
+            judged.get(each.run_id) or _not_judged(each.run_id, reasons, stopped)
+            for each in endings
+        ),
     )
 
 
@@ -150,85 +208,28 @@ def endings_of(forecasts: Forecasts) -> list[Ending]:
     return endings
 
 
-def _finished(
-    records: Records, form: Law, columns: Mapping[str, str] | None, where: str | None
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Inputs (n,) by name, losses (n,) and the run of each, of what the law is fitted to."""
-    if form.slug == "l_ns":
-        held = where_it_holds(select(records, columns, where=where), None)
-        data, inside = held.data, held.data.step >= held.window.start
-        inputs = {"N": data.size[inside], "S": data.steps[inside]}
-        return inputs, data.loss[inside], np.unique(data.run[inside], return_inverse=True)[1]
-    if form.slug.removesuffix("_offset") not in RULES:
-        raise RequestError(f"{form.slug} has no rule of which rows enter it")
-    frame = gather(records, form, columns, where).points
-    if frame.is_empty():
-        raise WorkError(f"No finished run gives a point of {form.slug}")
-    inputs = {name: frame[name].to_numpy() for name in form.inputs}
-    return inputs, frame["loss"].to_numpy(), np.unique(frame["run"], return_inverse=True)[1]
-
-
-def _entering(
-    records: Records,
-    form: Law,
-    columns: Mapping[str, str] | None,
-    where: str | None,
-    placed: Sequence[Ending],
-) -> set[str]:
-    """The runs that would enter the fit, were they done at their horizon."""
-    if not placed:
-        return set()
-    sources = flat_table(records, columns, ("run", "loss")).sources
-    middle = [float(np.sqrt(ending.low * ending.high)) for ending in placed]
-    size = [ending.N for ending in placed]
-    step, tokens = ([getattr(ending, name) for ending in placed] for name in ("S", "D"))
-    before = [None if at is None else at - 1 for at in step]
-    roles = {"N": size, "S": step, "D": tokens, "tokens": tokens, "loss": middle}
-    added = {sources[role]: values for role, values in roles.items() if role in sources}
-    added |= {"run_id": [ending.run_id for ending in placed]}
-    added |= {"step_start": before} if "step_start" in records.curves.columns else {}
-    ends = pl.DataFrame(
-        [
-            pl.Series(name, added[name], dtype, strict=False)
-            for name, dtype in records.curves.schema.items()
-            if name in added
-        ]
-    )
-    done = pl.col("run_id").is_in(added["run_id"])
-    finished = Records(
-        records.runs.with_columns(status=pl.when(done).then(pl.lit("done")).otherwise("status")),
-        pl.concat([records.curves, ends], how="diagonal"),
-        records.source,
-        records.made_ids,
-    )
-    chosen = select if form.slug == "l_ns" else _gather(form)
-    return set(chosen(finished, columns, where=where).points["run"])
-
-
-def _gather(form: Law) -> Callable[..., Selection]:
-    return lambda records, columns, where: gather(records, form, columns, where)
-
-
-def _place(ending: Ending, form: Law) -> list[float] | None:
-    at = {"N": ending.N, "S": ending.S, "D": ending.D, "C": None}
-    if ending.N is not None and ending.D is not None:
-        at["C"] = 6.0 * ending.N * ending.D
-    place = [at[name] for name in form.inputs]
-    return None if None in place else place  # pyright: ignore[reportReturnType]
+def _under_way(forecasts: Forecasts) -> set[str]:
+    """The runs that have not ended: one that says nothing of its end may go on to the horizon."""
+    horizon = forecasts.request.horizon or 0.0
+    return {
+        curve.run_id
+        for curve in forecasts.curves
+        if not is_finished(curve) or (curve.horizon is None and curve.end < horizon)
+    }
 
 
 def _points(
-    form: Law, inputs: Mapping[str, np.ndarray], loss: np.ndarray, known: Sequence[Ending]
+    form: Law, inputs: Mapping[str, np.ndarray], loss: np.ndarray, ends: Sequence[LawEnd]
 ) -> Points:
     """The finished points, then the low end of every unfinished run, then the high ends."""
     require_independent(make_points(form, inputs, loss), ())
-    places = np.array([_place(ending, form) for ending in known]).reshape(-1, len(form.inputs))
+    places = np.array([each.place for each in ends]).reshape(-1, len(form.inputs))
     wide = {
         name: np.concatenate([inputs[name], places[:, k], places[:, k]])
         for k, name in enumerate(form.inputs)
     }
-    ends = [ending.low for ending in known] + [ending.high for ending in known]
-    return make_points(form, wide, np.concatenate([loss, ends]))
+    added = [each.low for each in ends] + [each.high for each in ends]
+    return make_points(form, wide, np.concatenate([loss, added]))
 
 
 @dataclass(frozen=True)
@@ -262,41 +263,47 @@ class _Judge:
 
 
 def _verdicts(
-    judge: _Judge,
-    endings: Sequence[Ending],
-    placed: Sequence[Ending],
-    known: Sequence[Ending],
-    share: float,
-) -> list[Verdict]:
-    number = {ending.run_id: k for k, ending in enumerate(known)}
-    alone = judge.moves([[k] for k in range(len(known))], len(known)) if known else np.zeros((0, 1))
+    judge: _Judge, ends: Sequence[LawEnd], share: float, stopped: Collection[str]
+) -> dict[str, Verdict]:
+    """The verdict on every run that would enter the fit, by its id."""
+    if not ends:
+        return {}
+    alone = judge.moves([[k] for k in range(len(ends))], len(ends))
     largest = alone.max(axis=1)
-    order = [int(k) for k in np.argsort(largest, kind="stable") if largest[k] <= share]
-    together = 0
-    if order:
-        moved = judge.moves([order[: k + 1] for k in range(len(order))], len(known)).max(axis=1)
-        past = np.flatnonzero(moved > share)
-        together = int(past[0]) if past.size else len(order)
-    stopped = set(order[:together])
-    verdicts = []
-    for ending in endings:
-        k = number.get(ending.run_id)
-        if k is None:
-            reason = "the law's selection leaves it out: it is not judged"
-            if ending not in placed:
-                reason = f"its {' and '.join(judge.form.inputs)} are not known"
-            verdicts.append(Verdict(ending.run_id, False, None, reason))
-            continue
+    before = [k for k, each in enumerate(ends) if each.run_id in stopped]
+    rest = [int(k) for k in np.argsort(largest, kind="stable") if largest[k] <= share]
+    order = before + [k for k in rest if k not in before]
+    together = set(before)
+    if len(order) > len(before):
+        groups = [order[: k + 1] for k in range(len(before), len(order))]
+        past = np.flatnonzero(judge.moves(groups, len(ends)).max(axis=1) > share)
+        together |= set(order[: len(before) + int(past[0])] if past.size else order)
+    verdicts = {}
+    for k, each in enumerate(ends):
         moves = dict(zip(judge.form.exponents, alone[k].tolist(), strict=True))
-        name = max(moves, key=lambda each: moves[each])
+        name = max(moves, key=lambda one: moves[one])
         finite = bool(np.isfinite(largest[k]))
-        if k in stopped:
-            reason = f"{name} would move by at most {moves[name]:.1%} of its interval"
+        if k in before:
+            reason = _STOPPED
+        elif k in together:
+            reason = f"{name} would move by at most {_up(moves[name])} of its interval"
         elif not finite:
             reason = "with one end of its forecast the fit has no minimum"
         elif largest[k] > share:
-            reason = f"{name} would move by up to {moves[name]:.1%} of its interval"
+            reason = f"{name} would move by up to {_up(moves[name])} of its interval"
         else:
             reason = "it may not be stopped together with the others"
-        verdicts.append(Verdict(ending.run_id, k in stopped, moves if finite else None, reason))
+        verdicts[each.run_id] = Verdict(
+            each.run_id, k in together, moves if finite else None, reason
+        )
     return verdicts
+
+
+def _up(share: float) -> str:
+    """In per cent, rounded up, so that what is above the limit does not read as the limit."""
+    return f"{math.ceil(1000 * share) / 10:.1f}%"
+
+
+def _not_judged(run_id: str, reasons: Mapping[str, str], stopped: Collection[str]) -> Verdict:
+    gone = run_id in stopped
+    return Verdict(run_id, gone, None, _STOPPED if gone else reasons[run_id])

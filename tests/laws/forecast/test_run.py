@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 
 from scaling_jax.errors import RequestError, WorkError
+from scaling_jax.laws.forecast.calibrated import calibrate
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.describe import describe_forecasts
-from scaling_jax.laws.forecast.run import calibrate, forecast
+from scaling_jax.laws.forecast.run import forecast
 from scaling_jax.records import Records
 from scaling_jax.records.schema import CURVE_COLUMNS, RUN_COLUMNS
 from scaling_jax.records.store import load
@@ -88,7 +89,7 @@ def test_a_horizon_is_asked_of_the_runs_that_have_not_reached_it(curves, tmp_pat
 
 def test_runs_that_cannot_be_forecast_are_named_with_the_reason(curves, tmp_path) -> None:
     cut = [
-        running(curves[0], 40.0),
+        running(curves[0], 20.0),
         replace(curves[1].until(800.0), status="diverged"),
         running(curves[2], 800.0, horizon=None),
         running(curves[3], 800.0),
@@ -96,7 +97,7 @@ def test_runs_that_cannot_be_forecast_are_named_with_the_reason(curves, tmp_path
     found = forecast(table([*finished(curves[4:]), *cut], tmp_path / "t.csv"))
     assert [run.run_id for run in found.runs] == ["r03"]
     reasons = {row["run_id"]: row["reason"] for row in found.refused}
-    assert "2 points" in reasons["r00"]
+    assert "1 point" in reasons["r00"]
     assert "diverged at step 800" in reasons["r01"]
     assert "--horizon" in reasons["r02"]
     assert "--horizon" in describe_forecasts(found)
@@ -158,7 +159,7 @@ def test_the_declared_schedule_is_the_plan_of_an_unfinished_run() -> None:
         [20 * 0.5 * (1 + np.cos(np.pi * s / 2000)) for s in range(20, 2001, 20)]
     ) ** -0.5 - 0.1  # fmt: skip
     assert run.prediction.loss == pytest.approx(whole, abs=0.02)
-    assert run.prediction.method == "multi_power"
+    assert "multi_power" in run.prediction.method
 
 
 def test_another_schedule_is_asked_of_running_and_of_new_runs() -> None:
@@ -170,7 +171,7 @@ def test_another_schedule_is_asked_of_running_and_of_new_runs() -> None:
 
 
 def test_helpers_that_stop_short_are_cut_in_the_calibration_too(monkeypatch) -> None:
-    from scaling_jax.laws.forecast import run as module
+    from scaling_jax.laws.forecast import calibrated as module
 
     step = np.geomspace(10, 1e4, 40).round()
     curves = [

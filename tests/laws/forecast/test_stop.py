@@ -146,3 +146,26 @@ def test_what_cannot_be_asked(read: Read) -> None:
     with pytest.raises(WorkError):
         may_be_stopped(read(finished().head(6)), [INSIDE], "l_nd_chinchilla")
     assert may_be_stopped(records, [], "l_nd_chinchilla").runs == ()
+
+
+def test_runs_that_were_stopped_come_first_and_always_count(read: Read) -> None:
+    records = read(finished())
+    one = ending("a", 2e7, 3e9, 0.004)
+    many = [one._replace(run_id=f"a{k:02d}") for k in range(40)]
+    free = may_be_stopped(records, many, "l_nd_chinchilla", share=0.3)
+    gone = ["a38", "a39"]
+    found = may_be_stopped(records, many, "l_nd_chinchilla", share=0.3, stopped=gone)
+    assert set(gone) < set(found.may_stop) and not set(gone) & set(free.may_stop)
+    assert len(found.may_stop) == len(free.may_stop)
+    assert {run.reason for run in found.runs if run.run_id in gone} == {
+        "it was stopped already, and counts among those judged together"
+    }
+    # One that moves the fit by itself leaves no room for another.
+    runs = [FAR, INSIDE]
+    assert may_be_stopped(records, runs, "l_nd_chinchilla").may_stop == ["inside"]
+    assert may_be_stopped(records, runs, "l_nd_chinchilla", stopped=["far"]).may_stop == ["far"]
+    unknown = Ending("gone", None, None, None, 3.0, 3.1)
+    (verdict,) = may_be_stopped(
+        records, [unknown], "l_nd_chinchilla", stopped=["gone", "never seen"]
+    ).runs
+    assert verdict.may_stop and verdict.moves is None
