@@ -12,6 +12,7 @@ from scaling_jax.laws.forecast.curve import Curve
 
 FEWEST_POINTS = 2  # after warm-up, for any forecast
 FEWEST_ALONE = 4  # where no finished run helps
+STRETCH = 1.25  # of the first step after warm-up: what was seen goes as far, or tells no slope
 _BEFORE = 5  # points whose median is the level before a rise
 _HIGH = 8.0  # times the noise above that level: a rise
 _LEAST_RISE = 0.02  # of ln L; below it a rise is no event, however still the curve
@@ -70,7 +71,8 @@ def require_forecastable(curve: Curve, horizon: float) -> None:
     """Whether a cleaned curve can be forecast to `horizon` steps.
 
     Raises `RequestError` for a horizon before the last point, `WorkError` for a curve that has not
-    passed warm-up, has fewer than two points after it, or whose loss has risen and not come back.
+    passed warm-up, has fewer than two points after it or none further on than the first, or whose
+    loss has risen and not come back.
     """
     if not (np.isfinite(horizon) and horizon > 0):
         raise RequestError(f"A horizon is a positive number of steps, not {horizon:g}")
@@ -78,6 +80,11 @@ def require_forecastable(curve: Curve, horizon: float) -> None:
         counted = f"{curve.step.size} point{'s' if curve.step.size != 1 else ''}"
         raise WorkError(
             f"Run {curve.name} has {counted} after warm-up, and a forecast needs {FEWEST_POINTS}"
+        )
+    if curve.end < STRETCH * curve.step[0]:
+        raise WorkError(
+            f"Run {curve.name} was seen from step {curve.step[0]:g} to {curve.end:g} after warm-up, "
+            f"and a forecast needs {STRETCH:g} times as many steps as the first"
         )
     if horizon < curve.end * (1 - 1e-9):
         raise RequestError(

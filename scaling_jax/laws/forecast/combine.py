@@ -18,6 +18,10 @@ _POWER = 1.5  # of the mean square error, that divides the weight
 # What a method's error is taken to be beside the others', as that of one more run, before any is
 # asked: a law of the schedule is off by less than runs that are alike but for their rates.
 _USUAL = {"multi_power": 0.5}
+# Of these the mean error on the finished runs asked is taken off, as if so many more had had none:
+# a law is off alike in all runs of a set, what was learned from these runs is not off in the mean.
+_LAWS = ("multi_power",)
+_WITHOUT_ERROR = 8
 _TINY = 1e-12
 
 
@@ -33,13 +37,15 @@ def combine(question: Question, methods: Sequence[Method], losses: Mapping[str, 
     """One forecast from those of several methods, by name in `losses`.
 
     The nearest finished runs are asked as this one is: after the same share of their steps, with
-    the help of the others. Weights are the methods' mean square errors there to the power -1.5.
-    Only runs that all methods could forecast count.
+    the help of the others. Weights are the methods' mean square errors there to the power -1.5, and
+    laws of the schedule are moved by about half of their mean error there. Only runs that all
+    methods could forecast count, and a run that has not begun is taken at its law's word.
     """
-    if len(losses) == 1:
-        ((name, loss),) = losses.items()
-        return Combined(loss, name, 0.0)
     used = [method for method in methods if method.name in losses]
+    lawful = np.array([method.name in _LAWS for method in used])
+    if not question.observed.step.size or (len(used) == 1 and not lawful.any()):
+        (name,) = losses
+        return Combined(losses[name], name, 0.0)
     errors = held_out(question, used)
     usual = np.array([_USUAL.get(method.name, 1.0) for method in used]) ** 2
     if errors.size:
@@ -48,6 +54,7 @@ def combine(question: Question, methods: Sequence[Method], losses: Mapping[str, 
     weight = square**-_POWER
     weight /= weight.sum()
     each = np.array([losses[method.name] for method in used])
+    each = each - lawful * np.sum(errors, axis=0) / (len(errors) + _WITHOUT_ERROR)
     loss = float(weight @ each)
     spread = float(np.sqrt(weight @ (each - loss) ** 2))
     return Combined(loss, " + ".join(method.name for method in used), spread)

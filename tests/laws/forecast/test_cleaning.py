@@ -96,6 +96,13 @@ def test_warmup_is_left_out() -> None:
         require_forecastable(clean(curve(smooth(), warmup_steps=19_900.0)), 1e6)
 
 
+def test_what_has_hardly_gone_on_after_warm_up_tells_no_slope() -> None:
+    short = clean(curve(smooth(), warmup_steps=10_000.0).until(11_000))
+    with pytest.raises(WorkError, match="seen from step 10100 to 11000 after warm-up"):
+        require_forecastable(short, 1e6)
+    require_forecastable(clean(curve(smooth(), warmup_steps=10_000.0).until(13_000)), 1e6)
+
+
 def test_branches_are_one_run_and_runs_of_one_seed_are_two() -> None:
     trunk = curve(smooth(0.001), warmup_steps=1000.0)
     branch = replace(trunk, loss=np.where(STEPS > 10_000, trunk.loss - 0.1, trunk.loss))

@@ -110,3 +110,13 @@ def test_a_run_without_a_point_is_refused() -> None:
         nothing = replace(FAMILY[-1].where(STEP < 0), schedule=schedule)
         (found,) = end_of_runs([question._replace(observed=nothing)])
         assert isinstance(found, WorkError) and "no points yet" in str(found)
+
+
+def test_a_law_that_is_off_alike_in_all_runs_is_moved_by_part_of_it() -> None:
+    law, question = of_end(0.13, "multi_power"), asked()
+    losses = {"multi_power": law.predict(*question) or 0.0}
+    found = combine(question, (law,), losses)
+    # Five runs were asked, and eight are taken to have had no error.
+    assert found.loss == pytest.approx(losses["multi_power"] - 0.13 * 5 / 13)
+    not_begun = question._replace(observed=FAMILY[-1].where(np.zeros(STEP.size, dtype=bool)))
+    assert combine(not_begun, (law,), losses).loss == losses["multi_power"]
