@@ -83,8 +83,8 @@ def require_forecastable(curve: Curve, horizon: float) -> None:
         )
     if curve.end < STRETCH * curve.step[0]:
         raise WorkError(
-            f"Run {curve.name} was seen from step {curve.step[0]:g} to {curve.end:g} after warm-up, "
-            f"and a forecast needs {STRETCH:g} times as many steps as the first"
+            f"Run {curve.name} was seen from step {curve.step[0]:g} to {curve.end:g} after "
+            f"warm-up, and a forecast needs the last to be {STRETCH:g} times the first"
         )
     if horizon < curve.end * (1 - 1e-9):
         raise RequestError(

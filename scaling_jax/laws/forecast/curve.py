@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scaling_jax.records.store import Records
 
 END_SHARE = 0.02  # of a curve's steps: the measured end of a run is the mean of its losses there
+LAST_WINDOW = 0.97  # of the steps: forty windows a decade end within this of their middle
 _CHANGE = 1e-3  # relative; two learning rates that differ by less are one
 _ROUNDING = 1e-9  # relative, of a step that is a share of another
 
@@ -29,7 +30,8 @@ class Curve:
 
     `tokens` seen and learning rate `lr` after each step are (n,), or None where they were not
     recorded. `size` is N; `batch_tokens` tokens; `horizon` the steps that the run was declared
-    with; `schedule` the declared name of the schedule. `flags` say what was found and done.
+    with; `schedule` the declared name of the schedule; `ahead` (k, 2) rows (step, lr) after its
+    last loss. `flags` say what was found and done.
     """
 
     run_id: str
@@ -44,6 +46,7 @@ class Curve:
     horizon: float | None = None
     warmup_steps: float | None = None
     schedule: str | None = None
+    ahead: np.ndarray | None = None
     flags: tuple[str, ...] = ()
 
     @property
@@ -98,13 +101,14 @@ def curves_of(
 
     `columns` maps roles (run, S or tokens, loss, N, lr, batch_tokens, steps, warmup_steps, ...)
     onto columns, `where` is a condition in SQL. `lr` is a column with the learning rate of every
-    row; a row without takes it from the rows of its run around it, with or without a loss. A peak
-    alone says nothing of the schedule. Without a column of steps the steps are tokens
-    over the batch where that is known, and else the tokens themselves, which is flagged. A log
-    that went back to an earlier step of its run (a restart) keeps the later rows, flagged. A loss
-    that is not positive and finite ends the curve before it, flagged. What is left out: {run_id,
-    name, rule, reason, n_points}. Where nothing tells runs apart, rows of one size are one curve,
-    and without sizes all are.
+    row; a row without takes it from the rows of its run around it, with or without a loss. Rows
+    with a rate after the last loss are the plan of a run, and their last step its end where none is
+    declared. A peak alone says nothing of the schedule. Without a column of steps the steps are
+    tokens over the batch where that is known, and else the tokens themselves, which is flagged. A
+    log that went back to an earlier step of its run (a restart) keeps the later rows, flagged. A
+    loss that is not positive and finite ends the curve before it, flagged. What is left out:
+    {run_id, name, rule, reason, n_points}. Where nothing tells runs apart, rows of one size are one
+    curve, and without sizes all are.
 
     Raises `RequestError` for unknown roles, missing columns, and two rows of a run at one step.
     """
@@ -117,6 +121,7 @@ def curves_of(
     )
     selection = begin(table, records, where)
     note = _with_steps(selection)
+    ahead = _rates_ahead(selection)
     _with_rates(selection)
     selection.drop(pl.col("loss").is_null(), "incomplete", f"no {table.sources['loss']}")
     counted = table.sources.get("S", "tokens")
@@ -130,7 +135,8 @@ def curves_of(
         if own is None:
             several.append(run)
             continue
-        curves.append(_curve(str(run), *own, table.sources, note))
+        curve = _curve(str(run), *own, table.sources, note)
+        curves.append(_with_plan(curve, ahead[run]) if run in ahead else curve)
     if several:
         selection.points = selection.points.filter(pl.col("run").is_in(several))
         if "S" in table.sources:
@@ -161,6 +167,29 @@ def _with_steps(selection: Selection) -> tuple[str, ...]:
         return ()
     selection.points = points.with_columns(S=pl.col(tokens).cast(pl.Float64))
     return ("steps are counted in tokens: the table has neither steps nor the batch",)
+
+
+def _rates_ahead(selection: Selection) -> dict[object, np.ndarray]:
+    """Takes the rows with a rate and no loss after the last loss of their run out, by run."""
+    if "lr" not in selection.table.sources:
+        return {}
+    step = pl.col("S").cast(pl.Float64)
+    last = step.filter(pl.col("loss").is_not_null()).max().over("run")
+    planned = pl.col("lr").is_not_null() & pl.col("loss").is_null() & (step > last)
+    rows = selection.points.filter(planned).unique(["run", "S"], keep="last").sort("S")
+    selection.points = selection.points.filter(~planned.fill_null(False))
+    return {
+        run: points.select(step, pl.col("lr").cast(pl.Float64)).to_numpy()
+        for (run,), points in rows.group_by("run", maintain_order=True)
+    }
+
+
+def _with_plan(curve: Curve, ahead: np.ndarray) -> Curve:
+    """The curve with the rates ahead of it, of which a run that is all but at its end has none."""
+    end = float(ahead[-1, 0])
+    if curve.step.size and curve.end >= LAST_WINDOW * end:
+        return curve
+    return replace(curve, ahead=ahead, horizon=curve.horizon or end)
 
 
 def _with_rates(selection: Selection) -> None:

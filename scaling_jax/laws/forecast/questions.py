@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from scaling_jax.laws.forecast.curve import Curve
+from scaling_jax.laws.forecast.curve import LAST_WINDOW, Curve
 from scaling_jax.laws.forecast.plans import plan_for, plan_of_another
 from scaling_jax.laws.forecast.predict import Question
 
-_LAST_WINDOW = 0.97  # of the steps: forty windows a decade end within this of their middle
 _ENDED = ("diverged", "failed")  # their losses say nothing of an end that they will not reach
 
 
@@ -23,7 +22,7 @@ def is_finished(curve: Curve) -> bool:
     """
     if curve.status in _ENDED:
         return False
-    near = curve.horizon is not None and curve.end >= _LAST_WINDOW * curve.horizon
+    near = curve.horizon is not None and curve.end >= LAST_WINDOW * curve.horizon
     return curve.finished or (curve.status == "done" and near)
 
 
@@ -52,7 +51,8 @@ def questions_of(
             refused.append({"run_id": curve.run_id, "reason": str(reason)})
             continue
         helpers = [other for other in finished if other.run_id != curve.run_id]
-        declared = plans.get(curve.run_id) if end <= (curve.horizon or 0.0) else None
+        planned = plans.get(curve.run_id) if curve.ahead is None else curve.ahead
+        declared = planned if end <= (curve.horizon or 0.0) else None
         plan, flags = _plan(curve, end, helpers, declared, schedule)
         if helpers and max(other.end for other in helpers) < end:
             flags = (*flags, "no finished run has come as far: the interval may be too narrow")

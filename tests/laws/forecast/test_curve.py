@@ -180,3 +180,20 @@ def test_two_rows_of_a_decay_are_not_taken_for_a_constant_rate() -> None:
     two = Curve("a", "a", STEPS[:2], STEPS[:2], lr=np.ones(2), schedule="wsd")
     assert two.constant_rate() is False
     assert Curve("a", "a", STEPS[:2], STEPS[:2], lr=np.ones(2)).constant_rate()
+
+
+def test_rows_of_a_rate_after_the_last_loss_are_the_plan(tmp_path) -> None:
+    steps = [10, 20, 30, 40]
+    records = table(
+        tmp_path,
+        run_id=[*"aaaabbbbcccc"],
+        step=[*steps, *steps, 100, 200, 300, 301],
+        loss=[9.0, 8.0, None, None, 9.0, 8.0, 7.0, 6.0, 9.0, 8.0, 7.0, None],
+        lr=[0.4, 0.3, 0.2, 0.1] * 3,
+    )
+    (a, b, c), excluded = curves_of(records)
+    assert a.end == 20 and a.horizon == 40 and not a.finished and not excluded
+    assert a.ahead is not None and a.ahead.tolist() == [[30, 0.2], [40, 0.1]]
+    assert b.ahead is None and b.finished
+    # The loss of the last step may not be measured, and the run is done.
+    assert c.ahead is None and c.finished

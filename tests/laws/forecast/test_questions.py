@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
+from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.questions import is_finished, questions_of, unfinished
 
 
@@ -38,3 +41,16 @@ def test_a_run_without_an_end_is_named(curves) -> None:
     assert "--horizon" in refused[0]["reason"] and "failed at step 800" in refused[1]["reason"]
     (further,), _ = questions_of(runs[:1], curves[4:], 4000.0, {}, None)
     assert any("no finished run has come as far" in flag for flag in further.observed.flags)
+
+
+def test_the_rates_that_a_table_has_ahead_are_the_plan() -> None:
+    ahead = np.array([[2000.0, 1e-3], [3000.0, 5e-4], [4000.0, 0.0]])
+    step = np.arange(10.0, 1001.0, 10.0)
+    curve = Curve(
+        "a", "a", step, 3 - step / 1e4, lr=np.full(100, 1e-3), horizon=4000.0, ahead=ahead
+    )
+    (question,), refused = questions_of([curve], [], None, {}, None)
+    assert question.lr is not None and question.lr.tolist() == ahead.tolist() and not refused
+    assert question.horizon == 4000 and question.observed.flags == ()
+    (question,), _ = questions_of([curve], [], 3000.0, {}, None)
+    assert question.lr is not None and question.lr[-1, 0] == 3000
