@@ -1,19 +1,16 @@
 """The end of the largest model is known from smaller ones and the beginning of its own curve.
 
-Claim     from twelve runs of six smaller sizes and a quarter of the curve of the largest, of four
-          times the parameters, the loss that it ends with under a cosine is forecast, and sealed
-          before it is trained on
-Expect    the end within 0.05 nats and inside its 90 % interval, from a fifth of the curve or more;
-          at a quarter the last value is 0.5 nats off, and a power law with an offset 0.1
-Cost      7 minutes on two CPU cores
-Run       scaling-jax run experiments/forecast.py --budget 270s
-          scaling-jax forecast runs/forecast --seal sealed.json
-          scaling-jax run experiments/forecast.py
-          scaling-jax score sealed.json runs/forecast
+Claim     from twelve runs of six smaller sizes and the beginning of the curve of the largest, of
+          four times the parameters, the loss that it ends with under a cosine is forecast while it
+          trains, and sealed
+Expect    every sealed forecast of its end within 0.05 nats and inside its 90 % interval, from a
+          fifth of the curve on; there the last value is 0.6 nats off, a power law with an offset 0.1
+Cost      5 minutes on two CPU cores
+Run       scaling-jax run experiments/forecast.py --monitor
+          scaling-jax score runs/forecast/forecasts/*.json runs/forecast
 
-The largest is trained last, so that a budget can end in the midst of it: `scaling-jax status runs`
-says where, and the first command with --budget 30s goes on. The smaller sizes have two seeds each,
-since a 90 % interval rests on nine finished curves or more.
+The largest is trained last. The smaller sizes have two seeds each, since a 90 % interval rests on
+nine finished curves or more.
 """
 
 from scaling_jax.config import (

@@ -22,6 +22,10 @@ _USUAL = {"multi_power": 0.5}
 # a law is off alike in all runs of a set, what was learned from these runs is not off in the mean.
 _LAWS = ("multi_power",)
 _WITHOUT_ERROR = 8
+# Few points fit a law that goes astray, and finished runs that were asked alike did not: the share
+# of the loss that is still lost differs from theirs by about half of it, and as theirs do.
+_DIFFERS = 0.5
+_MOST_OFF = 6.0  # standard deviations: of forecasts that all are further off none counts for less
 _TINY = 1e-12
 
 
@@ -38,8 +42,9 @@ def combine(question: Question, methods: Sequence[Method], losses: Mapping[str, 
 
     The nearest finished runs are asked as this one is: after the same share of their steps, with
     the help of the others. Weights are the methods' mean square errors there to the power -1.5, and
-    laws of the schedule are moved by about half of their mean error there. Only runs that all
-    methods could forecast count, and a run that has not begun is taken at its law's word.
+    laws of the schedule are moved by about half of their mean error there. A drop that is unlike
+    those of finished runs counts for less. Only runs that all methods could forecast count, and a
+    run that has not begun is taken at its law's word.
     """
     used = [method for method in methods if method.name in losses]
     lawful = np.array([method.name in _LAWS for method in used])
@@ -51,13 +56,26 @@ def combine(question: Question, methods: Sequence[Method], losses: Mapping[str, 
     if errors.size:
         usual = usual * np.median(errors**2)
     square = (usual + np.sum(errors**2, axis=0)) / (1 + len(errors)) + _TINY
-    weight = square**-_POWER
-    weight /= weight.sum()
     each = np.array([losses[method.name] for method in used])
+    weight = square**-_POWER * _plausible(question, each)
+    weight /= weight.sum()
     each = each - lawful * np.sum(errors, axis=0) / (len(errors) + _WITHOUT_ERROR)
     loss = float(weight @ each)
     spread = float(np.sqrt(weight @ (each - loss) ** 2))
     return Combined(loss, " + ".join(method.name for method in used), spread)
+
+
+def _plausible(question: Question, losses: np.ndarray) -> np.ndarray:
+    """How plausible forecasts (m,) are beside what finished runs lost after the same share."""
+    seen, near = question.observed, _nearest(question)[:_ASKED]
+    if len(near) < 2:
+        return np.ones(losses.size)
+    share = seen.end / question.horizon
+    level = [float(np.interp(share * run.end, run.step, run.loss)) for run in near]
+    lost = 1 - np.array([run.final_loss for run in near]) / level
+    usual = abs(float(lost.mean())) * _DIFFERS + float(lost.std()) + _TINY
+    off = (1 - losses / seen.loss[-1] - lost.mean()) / usual
+    return np.exp(-0.5 * np.minimum(np.abs(off), _MOST_OFF) ** 2)
 
 
 def held_out(question: Question, methods: Sequence[Method]) -> np.ndarray:

@@ -120,3 +120,18 @@ def test_a_law_that_is_off_alike_in_all_runs_is_moved_by_part_of_it() -> None:
     assert found.loss == pytest.approx(losses["multi_power"] - 0.13 * 5 / 13)
     not_begun = question._replace(observed=FAMILY[-1].where(np.zeros(STEP.size, dtype=bool)))
     assert combine(not_begun, (law,), losses).loss == losses["multi_power"]
+
+
+def test_a_forecast_that_goes_astray_where_others_did_not_counts_for_little() -> None:
+    question = asked()
+    right = FAMILY[-1].final_loss
+    astray = Method("astray", (), lambda observed, *_: observed.loss[-1] / 3)
+    ends = {each.run_id: each.final_loss for each in FAMILY[:-1]}
+    # On finished runs it was as good as the other.
+    twin = Method("twin", (), lambda observed, *_: ends.get(observed.run_id))
+    good = of_end(0.001, "good")
+    losses = {"good": right + 0.001, "twin": question.observed.loss[-1] / 3}
+    assert abs(combine(question, (good, twin), losses).loss - right) < 0.01
+    # Where all of them are far off they are averaged as before.
+    far = {"astray": losses["twin"], "twin": losses["twin"] * 1.1}
+    assert far["astray"] < combine(question, (astray, twin), far).loss <= far["twin"]
