@@ -4,7 +4,7 @@ Claim     from twelve runs of six smaller sizes and the beginning of the curve o
           four times the parameters, the loss that it ends with under a cosine is forecast while it
           trains, and sealed
 Expect    every sealed forecast of its end within 0.05 nats and inside its 90 % interval, from a
-          fifth of the curve on; there the last value is 0.6 nats off, a power law with an offset 0.1
+          fifth of the curve on; there the last value is 0.6 nats off, a power law plus offset 0.1
 Cost      5 minutes on two CPU cores
 Run       scaling-jax run experiments/forecast.py --monitor
           scaling-jax score runs/forecast/forecasts/*.json runs/forecast
