@@ -152,8 +152,10 @@ def status(
         print(f"{name}: {message}")
     for place, of in written.items():
         print(f"{place}: forecasts written: {of['count']}, the newest {of['newest']}")
-    for reason in () if ahead is None else ahead.reasons:
-        print(f"scaling-jax: no forecast: {reason}", file=sys.stderr)
+    if ahead is not None:
+        without = "no forecast" if ahead.forecasts is None else "it is not known yet what may stop"
+        for reason in ahead.reasons:
+            print(f"scaling-jax: {without}: {reason}", file=sys.stderr)
     return 0
 
 

@@ -36,7 +36,7 @@ def collapse(
     _, records = analysis(source)
     from scaling_jax.laws.forecast import collapse as reduce
     from scaling_jax.laws.forecast.curve import curves_of
-    from scaling_jax.laws.forecast.run import is_finished
+    from scaling_jax.laws.forecast.questions import is_finished
 
     curves, _ = curves_of(records, roles(columns), where)
     found = reduce.collapse([curve for curve in curves if is_finished(curve)], floor)

@@ -145,12 +145,14 @@ def score(
     from scaling_jax.laws.forecast.curve import curves_of
 
     curves, _ = curves_of(records, roles(columns), where)
+    names = {curve.run_id: curve.name for curve in curves}
     found = seals.score(sealed, curves)
     if json:
         print_json(found.to_json())
     else:
-        print(describe.describe_score(found))
+        print(describe.describe_score(found, names))
     if found.changed:
-        runs = ", ".join(dict.fromkeys(row["run_id"] for row in found.changed))
+        changed = dict.fromkeys(row["run_id"] for row in found.changed)
+        runs = ", ".join(names.get(run, run) for run in changed)
         raise WorkError(f"Data changed under a seal: {runs}")
     return 0

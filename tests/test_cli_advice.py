@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from scaling_jax import cli
+from scaling_jax.errors import WorkError
 from scaling_jax.laws.forms import L_NS, find_law
 from scaling_jax.records import store
 from scaling_jax.records.store import Records
@@ -106,7 +107,22 @@ def test_status_stands_where_a_forecast_fails(
 
     monkeypatch.setattr(monitor, "forecast", fail)
     status, out, err = said(capsys, "status", "tiny")
-    assert status == 0 and len(out.splitlines()) == 11 and "odd curves" in err
+    assert status == 0 and len(out.splitlines()) == 11
+    assert err == "scaling-jax: no forecast: ValueError: odd curves\n"
+
+
+def test_status_stands_and_forecasts_where_the_rule_is_refused(
+    under_way: Records, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scaling_jax.laws.forecast import monitor
+
+    def fail(*_: object, **__: object) -> None:
+        raise WorkError("two sizes")
+
+    monkeypatch.setattr(monitor, "stops_of", fail)
+    status, out, err = said(capsys, "status", "tiny", "--may-stop", "l_ns")
+    assert status == 0 and out.splitlines()[0].split()[-1] == "high"
+    assert err == "scaling-jax: it is not known yet what may stop: two sizes\n"
 
 
 def test_an_unknown_law_of_the_rule_is_a_wrong_request(

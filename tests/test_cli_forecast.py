@@ -166,6 +166,20 @@ def test_a_seal_is_pending_then_judged_and_never_written_over(tmp_path: Path, ca
     assert "2 sealed forecasts of 2 runs" in text and "covered" in text
 
 
+def test_score_calls_runs_by_the_names_that_forecast_calls_them_by(tmp_path: Path, capsys) -> None:
+    seal, sources = str(tmp_path / "a.json"), []
+    for name, end, change in (("t", 800, 0.0), ("later", STEPS, 0.0), ("changed", STEPS, 0.01)):
+        path = write(tmp_path / f"{name}.csv", end, change)
+        pl.read_csv(path).with_columns(name="run " + pl.col("run_id")).write_csv(path)
+        sources.append(path)
+    assert "  run a " in said(capsys, "forecast", sources[0], "--seal", seal)[1]
+    assert "run a" in said(capsys, "score", seal, sources[0])[1]
+    judged = said(capsys, "score", seal, sources[1])[1]
+    assert "  run a " in judged and "  run b " in judged
+    status, text, err = said(capsys, "score", seal, sources[2])
+    assert status == 1 and "run a: its losses" in text and "changed under a seal: run a" in err
+
+
 def test_data_changed_under_a_seal_is_named_and_ends_with_1(tmp_path: Path, capsys) -> None:
     seal = str(tmp_path / "a.json")
     said(capsys, "forecast", write(tmp_path / "t.csv"), "--seal", seal)
@@ -183,7 +197,7 @@ def test_data_changed_under_a_seal_is_named_and_ends_with_1(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("argv", "status", "says"),
     [
-        (["--horizon", "500"], 2, "before the last point"),
+        (["--horizon", "500"], 2, "every run has come to horizon 500"),
         (["--horizon", "0"], 2, "above 0"),
         (["--observed", "0.5"], 2, "give --backtest too"),
         (["--backtest", "--observed", "2"], 2, "share of a run"),

@@ -17,7 +17,9 @@ from scaling_jax import cli
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.seal import write_seal
 from scaling_jax.records.requests import ask_to_stop
+from scaling_jax.records.writer import write_study
 from tests.processes import NAMES, Place, make_place, one_object
+from tests.records.runs import ZERO, begun, row
 
 # As the command, but a look every quarter of a second, and requests and rows almost as often; and
 # with more patience for a child of low priority on a machine that is busy.
@@ -37,13 +39,19 @@ WAIT_S = 240.0  # far more than it takes, on a machine that is busy with other t
 
 @pytest.fixture
 def place(programs: Path, tmp_path: Path) -> Place:
-    return make_place(tmp_path / "place", programs)
+    place = make_place(tmp_path / "place", programs)
+    flags = f"{place.env['XLA_FLAGS']} {os.environ['XLA_FLAGS']}"  # little optimisation
+    return place._replace(env=place.env | {"XLA_FLAGS": flags})
 
 
-@pytest.fixture(scope="module")
-def finished(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = make_place(tmp_path_factory.mktemp("finished"), programs)
-    assert place.run("run", "experiment.py", "--json").returncode == 0
+@pytest.fixture
+def finished(place: Place) -> Place:
+    """With a study in it that is done."""
+    out = epath.Path(place.folder / "runs")
+    write_study(out, "tiny", "", [], {NAMES[0]: "aaa"})
+    run = begun(out, "aaa")
+    run.append([ZERO, row(20), row(40, 20)])
+    run.finish("done")
     return place
 
 
@@ -97,13 +105,14 @@ def lives(pid: int) -> bool:
 
 
 @linux
-def test_beside_a_run_it_forecasts_and_ends_with_it(place: Place, started: Start) -> None:
+def test_beside_a_run_it_forecasts_and_ends_with_it(
+    place: Place, started: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = started(*LONG, "--monitor", "--json")
     until(lambda: list(place.folder.glob("runs/tiny/forecasts/*.json")), run)
-    ((child,), said) = children(run.pid), place.run("status", "runs").stdout
+    (child,) = children(run.pid)
     own, its = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (run.pid, child))
     assert its == min(own + 10, 19)
-    assert os.path.join("runs", "tiny", "forecasts") + ": " in said and "the newest 20" in said
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=WAIT_S)
     assert run.returncode == 1 and one_object(out)["runs"] == dict.fromkeys(NAMES, "interrupted")
@@ -114,6 +123,9 @@ def test_beside_a_run_it_forecasts_and_ends_with_it(place: Place, started: Start
     told = logs(place)[0].read_text().splitlines()
     assert "no run is finished yet: forecasts have none to learn from" in told
     assert "ended: the run has ended" in told
+    assert cli.main(["status", str(place.folder / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert os.path.join("runs", "tiny", "forecasts") + ": " in said and "the newest 20" in said
 
 
 @linux
@@ -130,7 +142,7 @@ def test_a_run_that_is_killed_leaves_no_monitor(place: Place, started: Start) ->
 
 
 def test_runs_that_are_asked_stop_and_the_command_says_how_to_undo_it(
-    place: Place, started: Start
+    place: Place, started: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = started(*LONG)
     until(lambda: rows(place), run)
@@ -143,8 +155,8 @@ def test_runs_that_are_asked_stop_and_the_command_says_how_to_undo_it(
     *_, tally, last = said.splitlines()
     assert tally == os.path.join("runs", "tiny") + ": 2 stopped"
     assert last.startswith("2 stopped early for good; to train them to the end, remove stop.json")
-    told = place.run("status", "runs").stdout
-    assert f"{NAMES[0]}: l_ns: it may" in told
+    assert cli.main(["status", str(out)]) == 0
+    assert f"{NAMES[0]}: l_ns: it may" in capsys.readouterr().out
 
 
 def test_the_monitor_of_a_study_that_is_done_ends_at_once(
@@ -169,10 +181,10 @@ def test_status_counts_the_forecasts_that_were_written(
 ) -> None:
     study = finished.folder / "runs" / "tiny"
     (study / "forecasts").mkdir()
-    row = {"run_id": "a", "observed_step": 1, "horizon_step": 2, "loss": 3.0, "interval": [2, 4]}
+    said = {"run_id": "a", "observed_step": 1, "horizon_step": 2, "loss": 3.0, "interval": [2, 4]}
     for hour in (1, 2):
         seen: list[Curve] = []
-        write_seal(study / "forecasts" / f"2026010{hour}T000000Z.json", [row], seen, 0.9, "tiny")
+        write_seal(study / "forecasts" / f"2026010{hour}T000000Z.json", [said], seen, 0.9, "tiny")
     (study / "forecasts" / "20260103T000000Z.log").write_text("a word\n")
     for folder in (study, finished.folder / "runs"):
         assert cli.main(["status", str(folder), "--json"]) == 0
@@ -180,5 +192,5 @@ def test_status_counts_the_forecasts_that_were_written(
             str(study / "forecasts"): {"count": 2, "newest": "2026-01-02T00:00:00+00:00"}
         }
     assert cli.main(["status", str(study)]) == 0
-    said = f"{study / 'forecasts'}: forecasts written: 2, the newest 2026-01-02T00:00:00+00:00"
-    assert said in capsys.readouterr().out.splitlines()
+    line = f"{study / 'forecasts'}: forecasts written: 2, the newest 2026-01-02T00:00:00+00:00"
+    assert line in capsys.readouterr().out.splitlines()

@@ -17,9 +17,11 @@ from scaling_jax.errors import RequestError
 from scaling_jax.records.files import (
     AbsentFile,
     DamagedRecord,
+    as_path,
     is_local,
     is_there,
     read_record,
+    reading,
     write_record,
 )
 from scaling_jax.records.many import read_each
@@ -60,6 +62,18 @@ def stop_requests(out: epath.Path, run_ids: Iterable[str]) -> dict[str, StopRequ
     run_ids = list(run_ids)
     found = read_each(lambda run_id: _read(out, run_id), run_ids, is_local(out))
     return {each.run_id: each for each in found if each is not None}
+
+
+def requests_beside(source: str, run_ids: Iterable[str]) -> dict[str, StopRequest]:
+    """Likewise, of runs of a study's folder or of a folder of studies; none of a table."""
+    folder = as_path(source)
+    with reading(folder):
+        if not folder.is_dir():
+            return {}
+        own = (folder / "study.json").exists()
+    if own and is_local(folder):
+        folder = folder.resolve()  # `.` has no parent
+    return stop_requests(folder.parent if own else folder, run_ids)
 
 
 def _read(out: epath.Path, run_id: str) -> StopRequest | None:

@@ -39,13 +39,14 @@ def measure_ends(records: Records) -> Ends | None:
 def words_of(ends: Ends) -> dict[str, Any]:
     """What the page says of them: tables, whose first row is of heads, and sentences."""
     found, stops = ends.forecasts, ends.stops
+    names = describe.names_of(found)
     tests = [test for test in (found.backtests or {}).values() if test.outcomes]
     return {
         "level": found.level,
         "runs": describe.forecast_rows(found, stops) if found.runs else [],
         "note": describe.note_of(found),
         "flags": describe.flags_of(found),
-        "refused": describe.by_reason(found.refused),
+        "refused": describe.by_reason(describe.named(found.refused, names)),
         "rule": ends.no_stops if stops is None else describe.rule_of(stops),
         "going_on": [] if stops is None else describe.by_reason(describe.going_on(found, stops)),
         "tests": [
@@ -53,7 +54,7 @@ def words_of(ends: Ends) -> dict[str, Any]:
                 "title": describe.title_of(test),
                 "rows": describe.backtest_rows(test),
                 "coverage": describe.coverage_of(test),
-                "refused": describe.by_reason(test.refused),
+                "refused": describe.by_reason(describe.named(test.refused, names)),
             }
             for test in tests
         ],

@@ -11,8 +11,15 @@ from etils import epath
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.records.files import write_record
 from scaling_jax.records.locks import FolderLock
-from scaling_jax.records.requests import STOP_FILE, StopRequest, ask_to_stop, stop_requests
+from scaling_jax.records.requests import (
+    STOP_FILE,
+    StopRequest,
+    ask_to_stop,
+    requests_beside,
+    stop_requests,
+)
 from scaling_jax.records.status import end_early, run_status
+from scaling_jax.records.writer import write_study
 from tests.records.object_stores import folder_of_test, serving_bucket
 from tests.records.runs import begun
 
@@ -126,3 +133,15 @@ def test_requests_in_a_bucket(scheme: str, request: pytest.FixtureRequest) -> No
         assert list(found) == ["bbb"]
         (runs / "bbb" / STOP_FILE).unlink()
         assert stop_requests(runs, ["bbb"]) == {}
+
+
+def test_requests_are_found_beside_a_study_and_among_studies(
+    runs: epath.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_study(runs, "small", "", [], {"one": "aaa", "two": "bbb"})
+    ask_to_stop(runs, "aaa", *ASKED)
+    for source in (runs, runs / "small"):
+        assert list(requests_beside(str(source), ["aaa", "bbb"])) == ["aaa"]
+    monkeypatch.chdir(runs / "small")
+    assert list(requests_beside(".", ["aaa", "bbb"])) == ["aaa"]
+    assert requests_beside(str(runs / "table.csv"), ["aaa"]) == {}

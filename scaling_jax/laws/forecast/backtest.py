@@ -144,9 +144,9 @@ def backtest_runs(
     """Leave the future out: the end of every finished run, from shares `observed` of its steps.
 
     A run is forecast with the help of the other finished runs that are no larger, and not of its
-    own branches. Intervals rest on the scores of the other curves, or on the `calibration` of
-    another set, which is widened (`for_another_set`). Raises `RequestError` for shares that are not
-    between 0 and 1.
+    own branches. Intervals rest on the scores of the other curves but its branches (larger ones are
+    forecast with the help of the whole run), or on the `calibration` of another set, which is
+    widened (`for_another_set`). Raises `RequestError` for shares that are not between 0 and 1.
     """
     for share in observed:
         if not 0 < share < 1:
@@ -175,10 +175,12 @@ def judge(
     calibration: Calibration | None = None,
     forecast: Forecaster = end_of_runs,
 ) -> Backtest:
-    """Forecasts of the questions, judged, with intervals from the scores of the other curves."""
+    """Forecasts of the questions, judged, with intervals from the scores of the other curves, of
+    which its own branches are none."""
     outcomes, refused = outcomes_of(asked, forecast)
     calibration = calibration or calibration_of(outcomes)
-    scores = [calibration.scores(each.ratio, {each.run_id}) for each in outcomes]
+    curves = list({each.curve.run_id: each.curve for each in asked}.values())
+    scores = [calibration.scores(each.ratio, _itself(each, curves)) for each in outcomes]
     intervals = intervals_of(
         [each.question for each in outcomes],
         [each.prediction for each in outcomes],
@@ -288,6 +290,12 @@ def calibration_of(outcomes: Iterable[Outcome]) -> Calibration:
 def observed_step(question: Question) -> float | None:
     """The last step that was seen; None of a run that has not begun."""
     return question.observed.end if question.observed.step.size else None
+
+
+def _itself(outcome: Outcome, curves: Sequence[Curve]) -> set[str]:
+    """The ids of the run and of its branches, whose errors tell of its own."""
+    seen = outcome.question.observed
+    return {outcome.run_id, *(other.run_id for other in curves if branched(seen, other))}
 
 
 def _helpers(curve: Curve, seen: Curve, finished: Sequence[Curve]) -> list[Curve]:

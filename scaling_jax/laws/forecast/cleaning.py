@@ -116,12 +116,16 @@ def branched(seen: Curve, other: Curve) -> bool:
 
 
 def _after_warmup(curve: Curve) -> Curve:
+    if curve.lr is not None and not curve.lr.any():
+        return curve.where(slice(0))  # no update has changed anything yet
     after = curve.step > (curve.warmup_steps or 0)
     if curve.warmup_steps is None and curve.lr is not None and curve.lr.size:
         # While the rate still rises with every row, its end has not been seen.
-        rising = curve.lr.size > 1 and curve.lr[-1] == curve.lr.max() > curve.lr[-2]
+        rising = (
+            curve.lr.size > 1 and curve.lr[-1] > curve.lr[-2] and np.all(np.diff(curve.lr) >= 0)
+        )
         after &= np.zeros_like(after) if rising else _past(curve.lr >= _PEAK * curve.lr.max())
-    return curve if after.all() else curve.where(after)
+    return curve if after.all() else curve.where(slice(int(np.sum(~after)), None))
 
 
 def _past(reached: np.ndarray) -> np.ndarray:

@@ -101,9 +101,11 @@ def collapse(finished: Sequence[Curve], floor: float | None = None) -> Collapse:
     chosen, excluded = _chosen(finished)
     sizes = {curve.size for curve in chosen}
     if len(sizes) < LEAST_SIZES:
+        out = Counter(row["reason"] for row in excluded).most_common(1)
         raise WorkError(
             f"A collapse needs finished runs of {LEAST_SIZES} sizes, and there "
             f"{'is' if len(sizes) == 1 else 'are'} {len(sizes)}; N=COLUMN names the sizes"
+            + "".join(f". Left out: {count_runs(count)}: {reason}" for reason, count in out)
         )
     least = min(float(curve.loss.min()) for curve in chosen)
     if floor is None:
@@ -183,7 +185,7 @@ def _chosen(finished: Sequence[Curve]) -> tuple[list[Curve], list[dict[str, str]
         if curve.size is None:
             reason = "its size is not known"
         elif seen.step.size < FEWEST_POINTS or seen.step[0] > FROM * seen.end:
-            reason = f"it has no points from {FROM:.0%} of its steps on"
+            reason = f"its points begin after {FROM:.0%} of its steps, or are too few"
         else:
             sized.setdefault(curve.size, []).append(seen)
             continue

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 END_SHARE = 0.02  # of a curve's steps: the measured end of a run is the mean of its losses there
 LAST_WINDOW = 0.97  # of the steps: forty windows a decade end within this of their middle
+IN_TOKENS = "steps are counted in tokens: the table has neither steps nor the batch"  # a flag
 _CHANGE = 1e-3  # relative; two learning rates that differ by less are one
 _ROUNDING = 1e-9  # relative, of a step that is a share of another
 
@@ -71,10 +72,11 @@ class Curve:
         """What had been seen after `step` steps; at the end of the curve, the curve itself."""
         if step >= self.end:
             return self
-        return self.where(self.step <= step * (1 + _ROUNDING))
+        seen = np.searchsorted(self.step, step * (1 + _ROUNDING), side="right")
+        return self.where(slice(int(seen)))
 
-    def where(self, kept: np.ndarray) -> Curve:
-        """The points where `kept` (n,) is true."""
+    def where(self, kept: np.ndarray | slice) -> Curve:
+        """The points where `kept` (n,) is true; of a slice without a copy."""
         return replace(
             self,
             step=self.step[kept],
@@ -105,14 +107,14 @@ def curves_of(
     with a rate after the last loss are the plan of a run, and their last step its end where none is
     declared. A peak alone says nothing of the schedule. Without a column of steps the steps are
     tokens over the batch where that is known, and else the tokens themselves, which is flagged. A
-    log that went back to an earlier step of its run (a restart) keeps the later rows, flagged. A
-    loss that is not positive and finite ends the curve before it, flagged. What is left out:
-    {run_id, name, rule, reason, n_points}. Where nothing tells runs apart, rows of one size are one
-    curve, and without sizes all are.
+    log that went back to an earlier step of its run (a restart) keeps the later rows, and rows that
+    are in it twice count once, both flagged. A loss that is not positive and finite ends the curve
+    before it, flagged. What is left out: {run_id, name, rule, reason, n_points}. Where nothing
+    tells runs apart, rows of one size are one curve, and without sizes all are.
 
     Raises `RequestError` for unknown roles, missing columns, and two rows of a run at one step.
     """
-    row = "row_of_the_log"
+    row = "row of the log"
     records = with_runs(records, columns)
     records = replace(records, curves=records.curves.with_row_index(row))
     required = ("run", "loss", "row")
@@ -139,6 +141,12 @@ def curves_of(
         curves.append(_with_plan(curve, ahead[run]) if run in ahead else curve)
     if several:
         selection.points = selection.points.filter(pl.col("run").is_in(several))
+        if records.made_ids and "run" not in (columns or {}):
+            raise RequestError(
+                f"{records.source} does not name its runs, and the rows taken for one, "
+                f"{several[0]}, hold several curves: name the column that tells runs apart with "
+                "run=COLUMN, or leave rows out with --where"
+            )
         if "S" in table.sources:
             require_single(selection, ("S",))
         raise RequestError(
@@ -166,7 +174,10 @@ def _with_steps(selection: Selection) -> tuple[str, ...]:
         selection.points = points.with_columns(S=pl.col(tokens) / pl.col("batch_tokens"))
         return ()
     selection.points = points.with_columns(S=pl.col(tokens).cast(pl.Float64))
-    return ("steps are counted in tokens: the table has neither steps nor the batch",)
+    for role in ("steps", "warmup_steps"):
+        if sources.get(role) == role:  # steps that no row is counted in
+            del sources[role]
+    return (IN_TOKENS,)
 
 
 def _rates_ahead(selection: Selection) -> dict[object, np.ndarray]:
@@ -212,6 +223,9 @@ def _after_restarts(points: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]
     step = points["S"].to_numpy()
     if np.all(np.diff(step) > 0):
         return points, ()
+    once = points.unique(["S", "loss"], keep="first", maintain_order=True)
+    if np.all(np.diff(once["S"].to_numpy()) > 0):
+        return once, (f"rows that the log holds twice are left out: {len(points) - len(once)}",)
     back = np.flatnonzero(np.diff(step) <= 0) + 1
     if np.all(np.diff(step) < 0):
         return points.reverse(), ()  # the log runs from the last step to the first
@@ -264,7 +278,7 @@ def _curve(
         lr = None
         flags += ("learning rates that are negative, not finite or all 0 are left out",)
     elif lr is None and schedule is None:
-        flags += ("no learning rate column: it is taken to be constant",)
+        flags += ("no learning rate at each step: it is taken to be constant",)
     return Curve(
         run_id=run,
         name=word("name") or run,

@@ -12,6 +12,7 @@ from scaling_jax.laws.forecast.seal import Score
 from scaling_jax.laws.forecast.stop import Stops, Verdict
 
 _MOST_REASONS = 8
+_WHOLE = 1000  # steps; of fewer the parts are said
 _TITLES = {
     "run": ("The end of finished runs, forecast from a part of their steps", "seen"),
     "larger": ("Larger models, forecast from the smaller", "N / largest seen"),
@@ -24,34 +25,38 @@ def describe_forecasts(
 ) -> str:
     """Every forecast with its interval and whether its run may be stopped, or `no_stops`, why that
     is not known; what could not be forecast, and the backtests."""
+    names = names_of(found)
     parts = [
         _runs(found, stops),
-        _refused(found.refused, "No forecast:"),
+        _refused(named(found.refused, names), "No forecast:"),
         _flags(found),
         _rule(found, stops),
         [] if no_stops is None else wrapped(no_stops),
     ]
     for test in (found.backtests or {}).values():
-        parts.append(describe_backtest(test, found.another_tests))
+        parts.append(describe_backtest(test, found.another_tests, names))
     if found.excluded:
         parts.append(["Left out:", *exclusions(list(found.excluded))])
     return "\n\n".join("\n".join(line.rstrip() for line in part) for part in parts if part)
 
 
-def describe_backtest(test: Backtest, another: str | None = None) -> list[str]:
+def describe_backtest(
+    test: Backtest, another: str | None = None, names: Mapping[str, str] | None = None
+) -> list[str]:
     """Errors against the baselines and coverage, with the number of curves behind each.
 
     `another` is the source whose errors gave the intervals of the ends of runs, where the finished
-    runs are too few for their own.
+    runs are too few for their own; `names` those of runs, by id, where they have any.
     """
     title = title_of(test)
+    refused = named(test.refused, names or {})
     if not test.outcomes:
-        if not test.refused:
+        if not refused:
             return ["No run is finished: there is nothing to test such forecasts on."]
-        return [f"{title}: none.", *_refused(test.refused, "")]
+        return [f"{title}: none.", *_refused(refused, "")]
     lines = [f"{title} (errors in nats a token; medians of the baselines):"]
     lines += [*aligned(backtest_rows(test)), *wrapped(f"{coverage_of(test, another)}.")]
-    return [*lines, *_refused(test.refused, "Not forecast:")]
+    return [*lines, *_refused(refused, "Not forecast:")]
 
 
 def title_of(test: Backtest) -> str:
@@ -91,14 +96,18 @@ def coverage_of(test: Backtest, another: str | None = None) -> str:
     return f"Covered: by {test.level:.0%} intervals from {behind}"
 
 
-def describe_score(found: Score) -> str:
-    """What became of sealed predictions: errors, coverage, and those not judged with the reason."""
-    parts = []
+def describe_score(found: Score, names: Mapping[str, str] | None = None) -> str:
+    """What became of sealed predictions: errors, coverage, and those not judged with the reason.
+
+    `names` are those of runs, by id; a run that it does not have goes by its id.
+    """
+    parts, names = [], names or {}
     summary = found.summary()
     if summary is not None:
-        parts.append(_judged(found, summary))
-    parts.append(_refused(found.pending, "Pending:"))
-    parts.append(_refused(found.changed, "Changed since they were sealed, and not judged:"))
+        parts.append(_judged(found, summary, names))
+    changed = named(found.changed, names)
+    parts.append(_refused(named(found.pending, names), "Pending:"))
+    parts.append(_refused(changed, "Changed since they were sealed, and not judged:"))
     return "\n\n".join("\n".join(line.rstrip() for line in part) for part in parts if part)
 
 
@@ -128,13 +137,12 @@ def forecast_rows(found: Forecasts, stops: Stops | None) -> list[list[str]]:
     head = ["run", "at step", "to step", "loss", f"{found.level:.0%} interval", "curves", "method"]
     verdicts = {} if stops is None else {run.run_id: _verdict(found, run) for run in stops.runs}
     rows = [[*head, *(["may stop"] if verdicts else [])]]
-    names = _names(found)
+    names = names_of(found)
     for run in _in_order(found):
-        seen = "-" if run.observed_step is None else f"{run.observed_step:,.0f}"
         rows.append([
             names.get(run.run_id, run.run_id),
-            seen,
-            f"{run.horizon_step:,.0f}",
+            _steps(run.observed_step),
+            _steps(run.horizon_step),
             f"{run.prediction.loss:.4f}",
             f"{run.interval.low:.4f} to {run.interval.high:.4f}",
             _curves(run),
@@ -198,7 +206,7 @@ def rule_of(stops: Stops) -> str:
 
 def going_on(found: Forecasts, stops: Stops) -> list[dict[str, str]]:
     """The name of every run that may not be stopped, as `run_id`, with the reason."""
-    names, reasons = _names(found), {run.run_id: run.reason for run in stops.runs}
+    names, reasons = names_of(found), {run.run_id: run.reason for run in stops.runs}
     on = {run.run_id for run in stops.runs if not run.may_stop}
     return [
         {"run_id": names.get(run.run_id, run.run_id), "reason": reasons[run.run_id]}
@@ -209,13 +217,25 @@ def going_on(found: Forecasts, stops: Stops) -> list[dict[str, str]]:
 
 def _in_order(found: Forecasts) -> list[RunForecast]:
     """By size, then by name."""
-    names = _names(found)
+    names = names_of(found)
     every = [*found.runs, *found.new_runs]
     return sorted(every, key=lambda run: (run.size or 0.0, names.get(run.run_id, run.run_id)))
 
 
-def _names(found: Forecasts) -> dict[str, str]:
+def names_of(found: Forecasts) -> dict[str, str]:
+    """The name of every run of the table, by id."""
     return {curve.run_id: curve.name for curve in found.curves}
+
+
+def named(rows: Sequence[Mapping[str, str]], names: Mapping[str, str]) -> list[dict[str, str]]:
+    """Rows {run_id, reason} with the names, by id, in place of the ids; a run without keeps its
+    id. A reason that begins with the run goes without, so that equal reasons are one."""
+    found = []
+    for row in rows:
+        name = names.get(row["run_id"], row["run_id"])
+        reason = row["reason"].removeprefix(f"Run {name} ")
+        found.append({**row, "run_id": name, "reason": reason})
+    return found
 
 
 def _flags(found: Forecasts) -> list[str]:
@@ -228,7 +248,7 @@ def flags_of(found: Forecasts) -> list[str]:
 
 
 def _flagged(found: Forecasts) -> list[dict[str, str]]:
-    names = _names(found)
+    names = names_of(found)
     return [
         {"run_id": names.get(run.run_id, run.run_id), "reason": flag}
         for run in _in_order(found)
@@ -236,17 +256,17 @@ def _flagged(found: Forecasts) -> list[dict[str, str]]:
     ]
 
 
-def _judged(found: Score, summary: dict[str, Any]) -> list[str]:
+def _judged(found: Score, summary: dict[str, Any], names: Mapping[str, str]) -> list[str]:
     rows = [
         ["run", "sealed", "at step", "to step", "forecast", "interval", "measured", "error", ""]
     ]
     for each in found.judged:
         low, high = each.interval
         rows.append([
-            each.run_id,
+            names.get(each.run_id, each.run_id),
             each.sealed_at[:10],
-            "-" if each.observed_step is None else f"{each.observed_step:,.0f}",
-            f"{each.horizon_step:,.0f}",
+            _steps(each.observed_step),
+            _steps(each.horizon_step),
             f"{each.loss:.4f}",
             f"{low:.4f} to {high:.4f}",
             f"{each.measured:.4f}",
@@ -296,6 +316,13 @@ def _group(task: str, group: str) -> str:
     if task == "run":
         return f"{float(group):.3g}"
     return f"{float(group):.3g}" if task == "larger" else group
+
+
+def _steps(value: float | None) -> str:
+    """Steps, or what a table has in their place: of epochs the parts count too."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= _WHOLE else f"{value:.4g}"
 
 
 def _words(name: str) -> str:

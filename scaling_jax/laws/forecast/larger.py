@@ -189,17 +189,15 @@ def _batch_or_none(curve: Curve) -> float | None:
     return _batch(curve) if curve.step.size else curve.batch_tokens
 
 
-LARGER = Method("larger_model", ("size", "finished"), _larger)
+LARGER = Method("larger_model", _larger)
 LAST_SIZE = Method(
     "last_size",
-    ("size", "finished"),
     lambda observed, horizon, finished, lr: (
         None if observed.size is None else last_size(finished, observed.size, horizon)
     ),
 )
 POWER_IN_SIZE = Method(
     "power_in_size",
-    ("size", "finished"),
     lambda observed, horizon, finished, lr: (
         None if observed.size is None else power_in_size(finished, observed.size, horizon)
     ),

@@ -42,13 +42,29 @@ class Ending(NamedTuple):
 
 
 class LawEnd(NamedTuple):
-    """The point that a run would give: its inputs in the order of the law's, and the loss between
-    `low` and `high`."""
+    """The last point that a run would give: its inputs in the order of the law's, and the loss
+    between `low` and `high`.
+
+    Where the law is fitted to whole curves, `seen` (n, inputs) are the places of the points that
+    the run has given already, and `losses` (n,) theirs.
+    """
 
     run_id: str
     place: tuple[float, ...]
     low: float
     high: float
+    seen: np.ndarray = np.empty((0, 0))
+    losses: np.ndarray = np.empty(0)
+
+
+class Finished(NamedTuple):
+    """Inputs (n,) by name, losses (n,) and the run of each, of what the law is fitted to; what is
+    below the `least` of an input is not."""
+
+    inputs: dict[str, np.ndarray]
+    loss: np.ndarray
+    run: np.ndarray
+    least: dict[str, float]
 
 
 def judged_law(slugs: Sequence[str]) -> str | None:
@@ -84,18 +100,27 @@ def losses_of(
 
 def finished_points(
     records: Records, form: Law, columns: Mapping[str, str] | None, where: str | None
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Inputs (n,) by name, losses (n,) and the run of each, of what the law is fitted to."""
+) -> Finished:
+    """What the law is fitted to; raises as the selection of its points does."""
     if form.slug == "l_ns":
         held = where_it_holds(select(records, columns, where=where), None)
-        data, inside = held.data, held.data.step >= held.window.start
+        data, start = held.data, held.window.start
+        inside = data.step >= start
         inputs = {"N": data.size[inside], "S": data.steps[inside]}
-        return inputs, data.loss[inside], np.unique(data.run[inside], return_inverse=True)[1]
+        run = np.unique(data.run[inside], return_inverse=True)[1]
+        smallest = {} if held.wider is None else {"N": inputs["N"].min()}
+        return Finished(inputs, data.loss[inside], run, {"S": start, **smallest})
     frame = gather(records, form, columns, where).points
     if frame.is_empty():
         raise WorkError(f"No finished run gives a point of {form.slug}")
     inputs = {name: frame[name].to_numpy() for name in form.inputs}
-    return inputs, frame["loss"].to_numpy(), np.unique(frame["run"], return_inverse=True)[1]
+    run = np.unique(frame["run"], return_inverse=True)[1]
+    return Finished(inputs, frame["loss"].to_numpy(), run, {})
+
+
+def is_of_curves(form: Law) -> bool:
+    """Whether a run gives the law the points of its curve, and not one."""
+    return form.slug == "l_ns" or RULES[_family(form)].of_run == "every"
 
 
 def not_done(records: Records, run_ids: Collection[str]) -> Records:
@@ -111,11 +136,12 @@ def unfinished_ends(
     columns: Mapping[str, str] | None,
     where: str | None,
     endings: Sequence[Ending],
+    least: Mapping[str, float],
 ) -> tuple[list[LawEnd], dict[str, str]]:
     """The points of the unfinished runs that would enter the fit, and why the others would not.
 
-    Where the law stops a run at its lowest loss, the law's own inputs are those of that row, and an
-    end above the lowest that was seen is that one.
+    None enters below the `least` of an input. Where the law stops a run at its lowest loss, the
+    law's own inputs are those of that row, and an end above the lowest that was seen is that one.
     """
     lowest = form.slug != "l_ns" and RULES[_family(form)].of_run == "lowest"
     missing = f"its {' and '.join(form.inputs)} are not known"
@@ -124,6 +150,7 @@ def unfinished_ends(
     if not placed:
         return [], reasons
     points = _selection(form)(_with_ends(records, columns, placed), columns, where=where).points
+    points = points.filter(*(pl.col(name) >= value for name, value in least.items()))
     known = {row["run"]: row for row in points.iter_rows(named=True)}
     seen = _lowest_seen(records, columns, where) if lowest else {}
     ends = []
@@ -134,8 +161,15 @@ def unfinished_ends(
         row, most = known[each.run_id], seen.get(each.run_id, np.inf)
         place = [row[name] for name in form.inputs] if lowest else _place(each, form)
         assert place is not None
-        ends.append(LawEnd(each.run_id, tuple(place), min(each.low, most), min(each.high, most)))
+        end = LawEnd(each.run_id, tuple(place), min(each.low, most), min(each.high, most))
+        ends.append(_with_curve(end, points, form) if is_of_curves(form) else end)
     return ends, reasons
+
+
+def _with_curve(end: LawEnd, points: pl.DataFrame, form: Law) -> LawEnd:
+    axis = form.inputs[-1]
+    own = points.filter(pl.col("run") == end.run_id, pl.col(axis) < end.place[-1]).sort(axis)
+    return end._replace(seen=own.select(form.inputs).to_numpy(), losses=own["loss"].to_numpy())
 
 
 def _family(form: Law) -> str:

@@ -1,4 +1,4 @@
-"""What every method of forecasting is: a name, what it needs, and a prediction or none."""
+"""What every method of forecasting is: a name, and a prediction or none."""
 
 from __future__ import annotations
 
@@ -31,12 +31,10 @@ Predict = Callable[[Curve, float, Sequence[Curve], np.ndarray | None], float | N
 
 @dataclass(frozen=True)
 class Method:
-    """`needs` are of "size", "tokens", "lr", "finished": what the observed curve, or the finished
-    runs, must have. `predict` is pure, sees nothing beyond `observed` of the run in question, and
-    gives None where the method does not apply."""
+    """`predict` is pure, sees nothing beyond `observed` of the run in question, and gives None
+    where the method does not apply."""
 
     name: str
-    needs: tuple[str, ...]
     predict: Predict
 
     def ask(self, question: Question) -> float | None:

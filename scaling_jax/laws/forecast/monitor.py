@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -49,14 +48,12 @@ class Look(NamedTuple):
         }
 
 
-def look_ahead(
-    records: Records, law: str | None = None, level: float = 0.9, asked: Collection[str] = ()
-) -> Look | None:
+def look_ahead(records: Records, law: str | None = None, level: float = 0.9) -> Look | None:
     """Forecasts of the runs under way, and with `law` those that it may do without.
 
     None where no run under way has a curve. Of more than 40 finished runs it learns from 40 evenly
-    spread over the sizes. The runs of `asked`, by run_id, are asked to stop already. What goes
-    wrong is in `reasons`; raises `RequestError` alone for a law that the rule cannot judge by.
+    spread over the sizes. What goes wrong is in `reasons`; raises `RequestError` alone for a law
+    that the rule cannot judge by.
     """
     if law is not None:
         law_of_loss(law)
@@ -65,7 +62,7 @@ def look_ahead(
     forecasts, why = _guarded(lambda: forecast(_few_finished(records), level=level))
     if law is None or forecasts is None:
         return Look(forecasts, None, why)
-    stops, refused = _guarded(lambda: stops_of(records, forecasts, law, stopped=asked))
+    stops, refused = _guarded(lambda: stops_of(records, forecasts, law))
     return Look(forecasts, stops, refused)
 
 

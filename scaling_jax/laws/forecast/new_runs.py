@@ -174,7 +174,7 @@ def _of_longest(method: Method) -> Method:
         like = _longest(Question(observed, horizon, finished, lr))
         return None if like is None else method.predict(like, horizon, [], None)
 
-    return Method(method.name, method.needs, predict)
+    return Method(method.name, predict)
 
 
 def _schedule(
@@ -183,5 +183,5 @@ def _schedule(
     return None if lr is None else predict_schedule(finished, observed.size, horizon, lr)
 
 
-_SCHEDULES = (Method("multi_power", ("lr", "finished"), _schedule),)
+_SCHEDULES = (Method("multi_power", _schedule),)
 _LONGEST = tuple(_of_longest(method) for method in (same_run.LAST_VALUE, same_run.POWER_OFFSET))

@@ -22,10 +22,10 @@ _SAME_SHARE = 0.05  # of the peak, between rates that are taken to be of one sch
 
 
 class Plan(NamedTuple):
-    """Rows (step, lr), (k, 2), and the run that they are of."""
+    """Rows (step, lr), (k, 2), and the name of the run that they are of."""
 
     rows: np.ndarray
-    run_id: str
+    name: str
 
 
 def named_plan(
@@ -151,7 +151,7 @@ def plan_of_another(curve: Curve, horizon: float, finished: Sequence[Curve]) -> 
     run = min(matching, key=lambda each: each[0])[1]
     assert run.lr is not None
     rows = np.stack([run.step * horizon / run.end, run.lr / run.lr.max() * curve.lr.max()], axis=1)
-    return Plan(rows, run.run_id)
+    return Plan(rows, run.name)
 
 
 def _apart(curve: Curve, horizon: float, run: Curve) -> float | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from scaling_jax.errors import WorkError
 from scaling_jax.laws.forecast import same_run
 from scaling_jax.laws.forecast.calibration import (
@@ -65,10 +67,10 @@ def answer(
         known = {name: value for name, value in beside.items() if value is not None}
         hard = difficulty(scale, observed, found.loss, known, found.spread)
         return Prediction(found.loss, found.name, observed.flags, hard, known)
-    return WorkError(_why_not(observed))
+    return WorkError(_why_not(observed, question.lr))
 
 
-def _why_not(observed: Curve) -> str:
+def _why_not(observed: Curve, lr: np.ndarray | None) -> str:
     count = observed.step.size
     if not count:
         return f"Run {observed.name} has no points yet"
@@ -81,6 +83,11 @@ def _why_not(observed: Curve) -> str:
         return (
             f"Run {observed.name} has {count} points after warm-up, and without finished runs like "
             f"it a forecast needs {FEWEST_ALONE}"
+        )
+    if same_run.rate_stays(observed, lr):
+        return (
+            f"Run {observed.name} does not fall as a power of the steps does, and no finished run "
+            "shows how it goes on"
         )
     return (
         f"Run {observed.name} is to go on at other learning rates than it has shown, and no "

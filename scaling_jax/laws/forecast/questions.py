@@ -78,6 +78,6 @@ def _plan(
     ahead = f"learning rate after step {curve.end:g} not known: taken to be"
     other = plan_of_another(curve, end, helpers)
     if other is not None:
-        return other.rows, (f"{ahead} as in run {other.run_id}",)
+        return other.rows, (f"{ahead} as in run {other.name}",)
     stays = "as it is now" if curve.constant_rate() is False else "constant"
     return None, (f"{ahead} {stays}",)

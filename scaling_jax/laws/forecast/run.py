@@ -160,7 +160,7 @@ def forecast(
     one, it rests on the errors on those of `calibration`, widened, as these are another set of
     curves; of `columns` it has those that it has.
 
-    Raises `RequestError` where the request is wrong (a horizon before the last point of every run),
+    Raises `RequestError` where the request is wrong (a horizon that every run has come to),
     `WorkError` where nothing that was asked can be forecast.
     """
     require_level(level)
@@ -186,7 +186,10 @@ def forecast(
         new += _with_intervals(_schedule(held, schedule, horizon), level, refused)
     if refused and not runs and not new and not backtest:
         first = refused[0]
-        raise WorkError(f"Nothing can be forecast: {first['run_id']}: {first['reason']}")
+        names = {curve.run_id: curve.name for curve in curves}
+        of = names.get(first["run_id"], first["run_id"])
+        reason = first["reason"].removeprefix(f"Run {of} ")
+        raise WorkError(f"Nothing can be forecast: {of}: {reason}")
     return Forecasts(
         request,
         tuple(runs),
@@ -205,10 +208,12 @@ def _asked(
     """The runs that are asked for their end; `new` where runs that have not begun are asked too."""
     # Under another schedule only runs that are under way go on.
     asked = unfinished(curves, None if schedule else horizon)
+    if schedule and horizon:
+        asked = [curve for curve in asked if curve.end < horizon]
     if horizon and not asked and not new:
         last = max(curve.end for curve in curves)
         raise RequestError(
-            f"horizon {horizon:,.0f} is before the last point of every run, up to {last:,.0f} steps"
+            f"every run has come to horizon {horizon:,.10g}: they go up to step {last:,.10g}"
         )
     return asked
 

@@ -282,22 +282,18 @@ def _alone(
 
 LAST_VALUE = Method(
     "last_value",
-    (),
     lambda observed, horizon, finished, lr: (
         float(observed.loss[-1]) if observed.loss.size else None
     ),
 )
 POWER_LAW = Method(
     "power_law",
-    (),
     lambda observed, horizon, finished, lr: _alone(power_law, observed, horizon),
 )
 POWER_OFFSET = Method(
     "power_offset",
-    (),
     lambda observed, horizon, finished, lr: _alone(power_offset, observed, horizon),
 )
-ALONE = Method("power_offset_burn_in", (), predict_alone)
-FINISHED_RUNS = Method("finished_runs", ("finished",), predict_from_finished)
+ALONE = Method("power_offset_burn_in", predict_alone)
+FINISHED_RUNS = Method("finished_runs", predict_from_finished)
 BASELINES = (LAST_VALUE, POWER_LAW, POWER_OFFSET)
-METHODS = (FINISHED_RUNS, ALONE)

@@ -14,7 +14,7 @@ from scaling_jax.laws.forecast.method import Method
 from scaling_jax.laws.forecast.rates import Rates, make_rates
 from scaling_jax.laws.forecast.same_run import rate_stays
 from scaling_jax.laws.forecast.schedule import ScheduleFit, falls, fit_shape, rates_from
-from scaling_jax.laws.forecast.schedule_laws import ANNEALING, MULTI_POWER, ScheduleLaw
+from scaling_jax.laws.forecast.schedule_laws import MULTI_POWER, ScheduleLaw
 
 _SAME_SIZE = 1e-6  # relative
 _SAME_RATE = 0.02  # of the peak
@@ -223,6 +223,4 @@ def _equal(one: float | None, other: float | None) -> bool:
     return abs(one / other - 1) <= _SAME_SIZE
 
 
-MULTI_POWER_LAW = Method("multi_power", ("lr",), functools.partial(predict_end, MULTI_POWER))
-ANNEALING_LAW = Method("annealing", ("lr",), functools.partial(predict_end, ANNEALING))
-METHODS = (MULTI_POWER_LAW, ANNEALING_LAW)
+MULTI_POWER_LAW = Method("multi_power", functools.partial(predict_end, MULTI_POWER))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from scaling_jax.records.schema import UNDER_WAY
 KIND = "scaling_jax sealed forecast"
 FORMAT = 1
 _SAME_SIZE = 0.01  # relative
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what mounts of buckets say, and FAT
 _ROW = ("run_id", "observed_step", "horizon_step", "loss", "interval")
 
 
@@ -258,11 +260,24 @@ def _write_new(path: epath.Path, data: bytes) -> None:
     whole = path.parent / f".{path.name}.{secrets.token_hex(4)}.whole"
     try:
         write_atomic(whole, data)
-        os.link(whole, path)  # unlike a rename it fails where another process was faster
+        _put(whole, path)
     except FileExistsError:
         require_new(path)
+    except WorkError as error:  # the name of the file to come is no one's business
+        raise WorkError(str(error).replace(str(whole), str(path))) from error
     except OSError as error:
         raise WorkError(f"Could not write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             os.unlink(whole)
+
+
+def _put(whole: epath.Path, path: epath.Path) -> None:
+    """A link fails where another process was faster, unlike a rename, which some disks are left."""
+    try:
+        os.link(whole, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        require_new(path)
+        os.replace(whole, path)

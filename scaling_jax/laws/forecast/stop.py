@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scaling_jax.errors import RequestError, WorkError
-from scaling_jax.laws import uncertainty
 from scaling_jax.laws.columns import flat_table
-from scaling_jax.laws.fitting import Points, make_points, require_identified, solve
 from scaling_jax.laws.forecast.law_ends import (
     Ending,
     LawEnd,
@@ -24,33 +22,36 @@ from scaling_jax.laws.forecast.law_ends import (
     unfinished_ends,
 )
 from scaling_jax.laws.forecast.questions import is_finished
+from scaling_jax.laws.forecast.refits import Refits
 from scaling_jax.laws.forecast.unnamed import with_runs
-from scaling_jax.laws.identified import require_independent
 from scaling_jax.laws.request import require_level
 from scaling_jax.laws.result import plain
+from scaling_jax.records.requests import requests_beside
 from scaling_jax.records.store import Records
 
 if TYPE_CHECKING:
     from scaling_jax.laws.forecast.run import Forecasts
-    from scaling_jax.laws.law import Law
 
 SHARE = 0.1
 RULE = (
-    "a run may be stopped where the fit of {law} to the finished runs and to its forecast, at "
-    "either end of the interval, moves no exponent by more than {share:.0%} of its {level:.0%} "
-    "interval, alone and together with the others that may be stopped"
+    "a run may be stopped where the fit of {law} to the finished runs and to all that it would "
+    "give, with its end at either end of its forecast, moves no exponent by more than {share:.0%} "
+    "of its {level:.0%} interval and narrows no interval by more than {share:.0%}, alone and "
+    "together with the others that may be stopped"
 )
-_STOPPED = "it was stopped already, and counts among those judged together"
+_STOPPED = "it was stopped or asked to already, and counts among those judged together"
 
 
 class Verdict(NamedTuple):
     """`moves`: the largest move of each exponent over the length of its interval; None where the
-    refit has no minimum. `reason` says why a run goes on, or that it may be stopped."""
+    refit has no minimum. `reason` says why a run goes on, or that it may be stopped. `narrows`: the
+    share that the run would take off the standard error of each exponent, by its places alone."""
 
     run_id: str
     may_stop: bool
     moves: dict[str, float] | None
     reason: str
+    narrows: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Stops:
 
     @property
     def stopped(self) -> list[str]:
-        """Those of `may_stop` that were stopped already."""
+        """Those of `may_stop` that were stopped or asked to already."""
         return [run.run_id for run in self.runs if run.reason == _STOPPED]
 
     def to_json(self) -> dict[str, Any]:
@@ -110,19 +111,20 @@ def stops_of(
     law: str,
     *,
     share: float = SHARE,
-    stopped: Collection[str] = (),
 ) -> Stops:
     """Judge every unfinished run that has a forecast, by forecasts of what the law is fitted to.
 
     Some laws are fitted to other losses than the forecasts are of: to those of the test split, at
     the lowest of validation. The same is then asked again of these, so that like stands beside
-    like. The condition, the columns and the level are those of the forecasts. `stopped` are as of
-    `may_be_stopped`, and so are the runs of that status. Raises as it does, and `WorkError` where
-    the losses of the law have no forecast.
+    like. The condition, the columns and the level are those of the forecasts. Runs of the status
+    `stopped`, and those that are asked to stop in the folder that the records are from, count as
+    stopped. Raises as `may_be_stopped`, `RequestError` for a request that is damaged, and
+    `WorkError` where the losses of the law have no forecast.
     """
     form, asked, under_way = law_of_loss(law), forecasts.request, _under_way(forecasts)
     records = not_done(with_runs(records, asked.columns), under_way)
-    stopped = {*stopped, *(each.run_id for each in forecasts.curves if each.status == "stopped")}
+    stopped = {each.run_id for each in forecasts.curves if each.status == "stopped"}
+    stopped |= requests_beside(records.source, under_way).keys()
     own = losses_of(records, form, asked.columns, asked.where)
     columns, endings = asked.columns, endings_of(forecasts)
     if own != flat_table(records, columns, ("run", "loss"), asked.where).sources["loss"]:
@@ -151,38 +153,30 @@ def may_be_stopped(
     """Judge every unfinished run by what either end of its forecast would do to the exponents.
 
     The law is fitted to what the finished runs give (its own rule of selection), and again with one
-    run's end added, which has the weight of a finished run. What may be stopped is judged together
-    too, all runs at their low ends and all at their high ones, as forecasts err alike. Nothing is
-    stopped here. Runs that the law's selection would leave out when they are done, as checks of the
-    learning rate, are not judged and go on. `stopped` are the ids of runs that were stopped
-    already: they are first among those judged together, whatever they would move, so that what was
-    stopped one by one does not add up.
+    run added: the points that it has given, and those to come up to either end. What may be stopped
+    is judged together too, all runs at their low ends and all at their high ones, as forecasts err
+    alike. Nothing is stopped here. Runs that the law's selection would leave out when they are
+    done, as checks of the learning rate, are not judged and go on. `stopped` are the ids of runs
+    that were stopped or asked to already: they are first among those judged together, whatever they
+    would move, so that what was stopped one by one does not add up.
 
     Raises `RequestError` for a law that has other inputs than N, S, D and C, `WorkError` where the
-    finished runs do not carry the law: then every run may change the answer.
+    finished runs do not carry the law, or have fewer than three values of an input: then every run
+    may change the answer.
     """
     require_level(level)
     if not 0 < share < 1:
         raise RequestError(f"share is of an exponent's interval, between 0 and 1, not {share:g}")
     form = law_of_loss(law)
     records = not_done(records, [each.run_id for each in endings])
-    inputs, loss, run = finished_points(records, form, columns, where)
-    ends, reasons = unfinished_ends(records, form, columns, where, endings)
-    points = _points(form, inputs, loss, ends)
-    count, unfinished = loss.size, len(ends)
-    base = np.concatenate([np.ones(count), np.zeros(2 * unfinished)])
-    solution = solve(points, base[None])
-    require_identified(points, solution)
-    theta = solution.theta[0]
-    label = np.concatenate([run, np.repeat(run.max() + 1, 2 * unfinished)])
-    intervals = uncertainty.spread(points, theta, base, label, points.x[0], level=level).intervals
-    values = dict(zip(form.params, np.exp(points.log_params(theta)).tolist(), strict=True))
-    judge = _Judge(points, form, theta, base, values, intervals, count / np.unique(run).size)
-    judged = _verdicts(judge, ends, share, stopped)
+    finished = finished_points(records, form, columns, where)
+    ends, reasons = unfinished_ends(records, form, columns, where, endings, finished.least)
+    refits = Refits(form, finished, ends, level)
+    judged = _verdicts(refits, ends, share, stopped)
     return Stops(
         law=law,
         rule=RULE.format(law=law, share=share, level=level),
-        exponents={name: (values[name], *intervals[name]) for name in form.exponents},
+        exponents={name: (refits.values[name], *refits.intervals[name]) for name in form.exponents},
         runs=tuple(
             judged.get(each.run_id) or _not_judged(each.run_id, reasons, stopped)
             for each in endings
@@ -218,83 +212,42 @@ def _under_way(forecasts: Forecasts) -> set[str]:
     }
 
 
-def _points(
-    form: Law, inputs: Mapping[str, np.ndarray], loss: np.ndarray, ends: Sequence[LawEnd]
-) -> Points:
-    """The finished points, then the low end of every unfinished run, then the high ends."""
-    require_independent(make_points(form, inputs, loss), ())
-    places = np.array([each.place for each in ends]).reshape(-1, len(form.inputs))
-    wide = {
-        name: np.concatenate([inputs[name], places[:, k], places[:, k]])
-        for k, name in enumerate(form.inputs)
-    }
-    added = [each.low for each in ends] + [each.high for each in ends]
-    return make_points(form, wide, np.concatenate([loss, added]))
-
-
-@dataclass(frozen=True)
-class _Judge:
-    points: Points
-    form: Law
-    theta: np.ndarray
-    base: np.ndarray
-    values: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    weight: float  # of one run's end: as many points as a finished run has
-
-    def moves(self, groups: Sequence[Sequence[int]], unfinished: int) -> np.ndarray:
-        """Moves (groups, exponents), the larger of all low ends and all high ends of a group."""
-        weights = np.tile(self.base, (2 * len(groups), 1))
-        first = self.base.size - 2 * unfinished
-        for k, group in enumerate(groups):
-            own = np.asarray(group, dtype=int)
-            weights[2 * k, first + own] = self.weight
-            weights[2 * k + 1, first + unfinished + own] = self.weight
-        starts = np.concatenate([self.theta[None], self.points.law.starts[[0, -1]]])
-        found = solve(self.points, weights, starts=starts)
-        names = list(self.form.exponents)
-        place = [self.form.params.index(name) for name in names]
-        moved = np.exp(self.points.log_params(found.theta))[:, place]
-        middle = np.array([self.values[name] for name in names])
-        length = np.array([self.intervals[name][1] - self.intervals[name][0] for name in names])
-        moved = np.abs(moved - middle) / length
-        moved[~found.converged | found.at_bound] = np.inf
-        return moved.reshape(len(groups), 2, -1).max(axis=1)
-
-
 def _verdicts(
-    judge: _Judge, ends: Sequence[LawEnd], share: float, stopped: Collection[str]
+    refits: Refits, ends: Sequence[LawEnd], share: float, stopped: Collection[str]
 ) -> dict[str, Verdict]:
     """The verdict on every run that would enter the fit, by its id."""
     if not ends:
         return {}
-    alone = judge.moves([[k] for k in range(len(ends))], len(ends))
-    largest = alone.max(axis=1)
+    moved, narrowed = refits.moves([[k] for k in range(len(ends))])
+    largest = np.maximum(moved, narrowed).max(axis=1)
     before = [k for k, each in enumerate(ends) if each.run_id in stopped]
     rest = [int(k) for k in np.argsort(largest, kind="stable") if largest[k] <= share]
     order = before + [k for k in rest if k not in before]
     together = set(before)
     if len(order) > len(before):
         groups = [order[: k + 1] for k in range(len(before), len(order))]
-        past = np.flatnonzero(judge.moves(groups, len(ends)).max(axis=1) > share)
+        past = np.flatnonzero(np.maximum(*refits.moves(groups)).max(axis=1) > share)
         together |= set(order[: len(before) + int(past[0])] if past.size else order)
+    names = list(refits.form.exponents)
     verdicts = {}
     for k, each in enumerate(ends):
-        moves = dict(zip(judge.form.exponents, alone[k].tolist(), strict=True))
-        name = max(moves, key=lambda one: moves[one])
-        finite = bool(np.isfinite(largest[k]))
+        finite = bool(np.isfinite(moved[k]).all())
         if k in before:
             reason = _STOPPED
-        elif k in together:
-            reason = f"{name} would move by at most {_up(moves[name])} of its interval"
         elif not finite:
             reason = "with one end of its forecast the fit has no minimum"
-        elif largest[k] > share:
-            reason = f"{name} would move by up to {_up(moves[name])} of its interval"
-        else:
+        elif k not in together and largest[k] <= share:
             reason = "it may not be stopped together with the others"
+        elif moved[k].max() <= share < narrowed[k].max():
+            name = names[narrowed[k].argmax()]
+            reason = f"{name} rests on it: its interval would narrow by {_up(narrowed[k].max())}"
+        else:
+            most = "at most" if k in together else "up to"
+            name = names[moved[k].argmax()]
+            reason = f"{name} would move by {most} {_up(moved[k].max())} of its interval"
+        moves, narrows = (dict(zip(names, of[k].tolist(), strict=True)) for of in (moved, narrowed))
         verdicts[each.run_id] = Verdict(
-            each.run_id, k in together, moves if finite else None, reason
+            each.run_id, k in together, moves if finite else None, reason, narrows
         )
     return verdicts
 

@@ -22,10 +22,10 @@ from scaling_jax.records.files import is_there, reading
 from scaling_jax.records.folders import declared_runs
 from scaling_jax.records.forecasts import file_now, forecast_files
 from scaling_jax.records.locks import is_locked
-from scaling_jax.records.requests import ask_to_stop, stop_requests
+from scaling_jax.records.requests import ask_to_stop
 from scaling_jax.records.schema import UNDER_WAY
 from scaling_jax.records.status import STALE_S, read_statuses, standing
-from scaling_jax.records.store import load
+from scaling_jax.records.store import Records, load
 
 LEVEL = 0.9
 # A run is forecast anew when it has come so much further, so that forecasts are as many as the
@@ -179,27 +179,25 @@ class Watcher:
         if "done" not in records.runs["status"]:
             self._tell_once("no run is finished yet: forecasts have none to learn from")
         under_way = set(records.runs.filter(pl.col("status").is_in(UNDER_WAY))["run_id"])
-        law, asked = self._law, set()
-        try:
-            asked = set(stop_requests(self._out, under_way if law else ()))
-        except RequestError as error:
-            law = None  # it cannot be judged by who stops already
-            self._tell_once(str(error))
-        ahead = look_ahead(records, law, LEVEL, asked)
+        ahead = look_ahead(records, self._law, LEVEL)
         for reason in () if ahead is None else ahead.reasons:
             self._tell_once(reason)
-        if ahead is None or ahead.forecasts is None:
-            return
+        if ahead is not None and ahead.forecasts is not None:
+            self._write(ahead, records, under_way)
+        # also where there was none to write: it takes more of a curve to come by one
+        self._seen = {run_id: state["step"] for run_id, state in (self._states or {}).items()}
+
+    def _write(self, ahead: Look, records: Records, under_way: set[str]) -> None:
+        assert ahead.forecasts is not None
         rows = _rows(ahead, under_way)
         if not rows:
             self._tell_once("of the runs under way none can be forecast yet")
             return
         path = file_now(self._study)
         write_seal(path, rows, ahead.forecasts.curves, LEVEL, str(self._study))
-        self._seen = {run_id: state["step"] for run_id, state in (self._states or {}).items()}
         self.written.append(str(path))
         self._tell(f"forecast of {len(rows)} run{'s' * (len(rows) > 1)} in {path.name}")
-        self._ask(ahead, under_way.difference(asked), dict(records.runs["run_id", "name"].rows()))
+        self._ask(ahead, under_way, dict(records.runs["run_id", "name"].rows()))
 
     def _ask(self, ahead: Look, run_ids: set[str], names: Mapping[str, str]) -> None:
         for verdict in () if ahead.stops is None else ahead.stops.runs:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from scaling_jax.errors import RequestError
+from scaling_jax.errors import RequestError, counted
 from scaling_jax.report.figures.style import (
     FAINT,
     INK,
@@ -138,7 +138,9 @@ def _groups(axes: Axes, test: Backtest) -> None:
             handles.append(Line2D([], [], color=colour, linewidth=2.5, label=words))
     title, label = _TASKS[test.task]
     counts = [test.summary(group)["n_curves"] for group in groups]
-    axes.set_yticks(place, [f"{g} ({n} runs)" for g, n in zip(groups, counts, strict=True)])
+    axes.set_yticks(
+        place, [f"{g} ({counted(n, 'run')})" for g, n in zip(groups, counts, strict=True)]
+    )
     axes.set_ylim(len(groups) - 0.4, -0.6)
     log_axis(axes, "x")
     axes.set_xlabel(_ERROR)

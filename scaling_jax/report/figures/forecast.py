@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.typing import ColorType
 
 from scaling_jax.errors import RequestError
+from scaling_jax.laws.forecast.curve import IN_TOKENS
 from scaling_jax.report.figures import backtest as tests
 from scaling_jax.report.figures.backtest import AHEAD, beside
 from scaling_jax.report.figures.style import (
@@ -214,5 +215,6 @@ def _losses(
     axes.set_ylim(low - room, high + room)
     axes.set_xlim(start / 1.5, None)
     log_axis(axes, "x", compact=True)
-    axes.set_xlabel("Steps (optimizer updates)")
+    tokens = any(IN_TOKENS in curve.flags for curve in curves)
+    axes.set_xlabel("Tokens seen" if tokens else "Steps (optimizer updates)")
     axes.set_ylabel(LOSS)

@@ -62,6 +62,15 @@ def test_smaller_and_equal_runs_help_and_branches_do_not(curves) -> None:
     assert asked.question.observed.end == 500.0 and asked.ratio == 4.0
 
 
+def test_errors_on_branches_are_not_behind_an_interval(curves) -> None:
+    branch = replace(
+        curves[5], run_id="branch", loss=curves[5].loss - 0.1 * (curves[5].step > 1500)
+    )
+    found = backtest_runs([*curves[:6], branch], [0.5])
+    behind = {o.run_id: i.n_curves for o, i in zip(found.outcomes, found.intervals, strict=True)}
+    assert behind == {**{f"r{i:02d}": 6 for i in range(5)}, "r05": 5, "branch": 5}
+
+
 def test_intervals_cover_what_they_say_within_one_set(test) -> None:
     for group in test.groups:
         row = test.summary(group)

@@ -96,6 +96,19 @@ def test_warmup_is_left_out() -> None:
         require_forecastable(clean(curve(smooth(), warmup_steps=19_900.0)), 1e6)
 
 
+def test_a_rate_that_has_been_0_so_far_has_begun_nothing() -> None:
+    held = curve(smooth(), lr=np.where(STEPS > 3000, 1.0, 0.0))
+    assert clean(held.until(3000)).step.size == 0
+    assert clean(held).step[0] == 3100
+
+
+def test_a_rate_that_rises_again_has_passed_its_warm_up() -> None:
+    share = (STEPS - STEPS[0]) / (STEPS[-1] - STEPS[0])
+    twice = curve(smooth(), lr=0.5 + 0.5 * np.abs(np.cos(np.pi * share)))
+    assert twice.lr is not None and twice.lr[-1] > twice.lr[-2]
+    assert clean(twice).step.size > 100
+
+
 def test_what_has_hardly_gone_on_after_warm_up_tells_no_slope() -> None:
     short = clean(curve(smooth(), warmup_steps=10_000.0).until(11_000))
     with pytest.raises(WorkError, match="seen from step 10100 to 11000 after warm-up"):

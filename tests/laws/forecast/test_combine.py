@@ -28,7 +28,7 @@ def decaying(name: str, size: float, noise: float = 0.0) -> Curve:
 def of_end(off: float, name: str) -> Method:
     """The end of the run, off by so much, as if one knew it."""
     ends = {each.run_id: each.final_loss for each in FAMILY}
-    return Method(name, (), lambda observed, *_: ends[observed.run_id] + off)
+    return Method(name, lambda observed, *_: ends[observed.run_id] + off)
 
 
 FAMILY = [decaying(f"r{i}", 1e6 * 2.0**i) for i in range(6)]
@@ -60,13 +60,13 @@ def test_one_forecast_is_itself() -> None:
 
 def test_without_finished_runs_to_ask_forecasts_are_averaged() -> None:
     question = asked()._replace(finished=FAMILY[:1])
-    none = Method("none", (), lambda *_: None)
+    none = Method("none", lambda *_: None)
     found = combine(question, (of_end(0.0, "a"), none), {"a": 2.0, "none": 3.0})
     assert found.loss == pytest.approx(2.5)
 
 
 def test_runs_that_one_method_cannot_forecast_do_not_count() -> None:
-    none = Method("none", (), lambda *_: None)
+    none = Method("none", lambda *_: None)
     assert held_out(asked(), (of_end(0.0, "a"), none)).shape == (0, 2)
 
 
@@ -78,7 +78,7 @@ def test_finished_runs_are_asked_alike_without_themselves_and_without_their_ends
         return 2.0
 
     question = asked(0.5)
-    held_out(question, (Method("look", (), look),))
+    held_out(question, (Method("look", look),))
     assert len(seen) == 5
     for each in seen:
         run = next(run for run in FAMILY if run.run_id == each.observed.run_id)
@@ -125,10 +125,10 @@ def test_a_law_that_is_off_alike_in_all_runs_is_moved_by_part_of_it() -> None:
 def test_a_forecast_that_goes_astray_where_others_did_not_counts_for_little() -> None:
     question = asked()
     right = FAMILY[-1].final_loss
-    astray = Method("astray", (), lambda observed, *_: observed.loss[-1] / 3)
+    astray = Method("astray", lambda observed, *_: observed.loss[-1] / 3)
     ends = {each.run_id: each.final_loss for each in FAMILY[:-1]}
     # On finished runs it was as good as the other.
-    twin = Method("twin", (), lambda observed, *_: ends.get(observed.run_id))
+    twin = Method("twin", lambda observed, *_: ends.get(observed.run_id))
     good = of_end(0.001, "good")
     losses = {"good": right + 0.001, "twin": question.observed.loss[-1] / 3}
     assert abs(combine(question, (good, twin), losses).loss - right) < 0.01

@@ -86,6 +86,10 @@ def test_tokens_alone(tmp_path) -> None:
     (only,), _ = curves_of(table(tmp_path, **columns))
     assert only.step.tolist() == [100, 300]
     assert any("counted in tokens" in flag for flag in only.flags)
+    # A number of steps is no end on an axis of tokens, unless it is named as that.
+    assert curves_of(table(tmp_path, **columns, steps=[9, 9]))[0][0].horizon is None
+    ends = table(tmp_path, **columns, planned=[900, 900])
+    assert curves_of(ends, {"steps": "planned"})[0][0].horizon == 900
     (only,), _ = curves_of(table(tmp_path, **columns, batch_tokens=[50, 50]))
     assert only.step.tolist() == [2, 6] and only.tokens is not None
     with pytest.raises(RequestError, match="step"):
@@ -101,6 +105,17 @@ def test_log_that_went_back_keeps_the_later_rows(tmp_path) -> None:
     assert only.step.tolist() == [1, 2, 3, 4, 5]
     assert only.loss.tolist() == [5.0, 4.0, 3.7, 3.6, 3.5]
     assert any(flag.startswith("restart at step 3") for flag in only.flags)
+
+
+def test_rows_that_are_in_the_log_twice_count_once(tmp_path) -> None:
+    for step, loss in (
+        ([1, 1, 2, 3, 3], [5.0, 5.0, 4.0, 3.5, 3.5]),
+        ([1, 2, 3, 1, 2, 3], [5.0, 4.0, 3.5] * 2),
+    ):
+        records = table(tmp_path, run_id=["a"] * len(step), step=step, loss=loss)
+        (only,), _ = curves_of(records)
+        assert only.step.tolist() == [1, 2, 3] and only.loss.tolist() == [5.0, 4.0, 3.5]
+        assert any("holds twice" in flag for flag in only.flags)
 
 
 def test_two_restarts(tmp_path) -> None:

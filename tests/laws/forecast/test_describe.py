@@ -14,10 +14,11 @@ from scaling_jax.laws.forecast.describe import (
     describe_backtest,
     describe_forecasts,
     forecast_rows,
+    named,
     rule_of,
 )
 from scaling_jax.laws.forecast.run import Forecasts, Request, RunForecast
-from scaling_jax.laws.forecast.stop import Stops, Verdict
+from scaling_jax.laws.forecast.stop import _STOPPED, Stops, Verdict
 
 EXPONENTS = {"alpha_N": (0.2, 0.1, 0.3)}
 
@@ -66,9 +67,7 @@ def test_which_may_stop_and_why_the_others_go_on(found) -> None:
 
 
 def test_a_run_that_was_stopped_is_no_run_that_may_be(found) -> None:
-    gone = Verdict(
-        "r02", True, None, "it was stopped already, and counts among those judged together"
-    )
+    gone = Verdict("r02", True, None, _STOPPED)
     judged = stops(Verdict("r13", False, None, "other"), gone)
     assert "0 of 1 run may be stopped, beside 1 that was" in rule_of(judged)
     status = tuple(
@@ -84,6 +83,18 @@ def test_a_reason_is_said_once_and_many_are_counted() -> None:
     rows = [{"run_id": f"r{k}", "reason": f"reason {k}"} for k in range(20)]
     said = by_reason(rows)
     assert len(said) == 9 and said[-1] == "12 runs more, for other reasons; --json has them all"
+
+
+def test_a_reason_that_names_its_run_is_one_for_all() -> None:
+    rows = [{"run_id": run, "reason": f"Run the {run} has no points yet"} for run in "ab"]
+    named_rows = named(rows, {"a": "the a", "b": "the b"})
+    assert by_reason(named_rows) == ["the a, the b: has no points yet"]
+
+
+def test_parts_of_few_steps_are_said(found) -> None:
+    epochs = found.runs[0]._replace(observed_step=0.25, horizon_step=0.5)
+    heads, row, *_ = forecast_rows(replace(found, runs=(epochs,)), None)
+    assert row[heads.index("at step")] == "0.25" and row[heads.index("to step")] == "0.5"
 
 
 def test_a_backtest_says_what_its_intervals_rest_on(curves) -> None:

@@ -9,6 +9,7 @@ import pytest
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.forecast.law_ends import (
     Ending,
+    is_of_curves,
     judged_law,
     law_of_loss,
     losses_of,
@@ -64,11 +65,11 @@ def test_a_law_that_stops_early_is_of_the_test_split() -> None:
 
 def test_its_place_is_the_data_that_it_draws_from_and_not_what_it_has_read() -> None:
     end = Ending(LATE, 1.6e5, 1000.0, 512_000.0, 1.6, 1.65, chosen_on=1.4)
-    (found,), reasons = unfinished_ends(study(), L_ND, {"loss": "loss_test"}, None, [end])
+    (found,), reasons = unfinished_ends(study(), L_ND, {"loss": "loss_test"}, None, [end], {})
     assert found.place == (1.6e5, 4e6) and reasons == {}
     assert (found.low, found.high) == (1.6, 1.65)
     chinchilla = find_law("l_nd_chinchilla")
-    (found,), _ = unfinished_ends(study(), chinchilla, None, None, [end])
+    (found,), _ = unfinished_ends(study(), chinchilla, None, None, [end], {})
     assert found.place == (1.6e5, 512_000.0)
 
 
@@ -77,7 +78,7 @@ def test_an_end_above_the_lowest_that_was_seen_is_that_one() -> None:
     own = records.curves.filter(run_id=LATE).sort("val_loss")
     lowest = float(own["loss_test"][0])
     end = Ending(LATE, 1.6e5, 1000.0, None, lowest - 0.1, lowest + 0.3, chosen_on=lowest)
-    (found,), _ = unfinished_ends(records, L_ND, {"loss": "loss_test"}, None, [end])
+    (found,), _ = unfinished_ends(records, L_ND, {"loss": "loss_test"}, None, [end], {})
     assert (found.low, found.high) == (pytest.approx(lowest - 0.1), pytest.approx(lowest))
 
 
@@ -110,7 +111,7 @@ def test_what_has_no_place_says_why() -> None:
         Ending(LATE, None, None, None, 5.0, 5.2),
         Ending("n10000-u1000000", 1e4, None, None, 5.0, 5.2),
     ]
-    found, reasons = unfinished_ends(study(), find_law("l_nd_chinchilla"), None, None, ends)
+    found, reasons = unfinished_ends(study(), find_law("l_nd_chinchilla"), None, None, ends, {})
     assert found == []
     assert set(reasons.values()) == {"its N and D are not known"}
     running = study().runs.with_columns(status=pl.lit("running"))
@@ -128,3 +129,15 @@ def test_a_table_without_a_status_has_unfinished_runs_all_the_same() -> None:
     assert [run.run_id for run in found[1].runs] == [LATE]
     whole = forecast(unsaid, horizon=3000.0)
     assert len(whole.runs) == 12 and len(stops_of(unsaid, whole, "l_n").runs) == 1
+
+
+def test_what_is_seen_of_a_curve_comes_with_its_end() -> None:
+    end = Ending(LATE, 1.6e5, 1000.0, 512_000.0, 1.6, 1.65)
+    chinchilla = find_law("l_nd_chinchilla")
+    (found,), _ = unfinished_ends(study(), chinchilla, None, None, [end], {})
+    own = study().curves.filter(run_id=LATE)
+    assert found.losses.tolist() == own["val_loss"].to_list()
+    assert found.seen.tolist() == [[1.6e5, tokens] for tokens in own["tokens"]]
+    assert is_of_curves(chinchilla) and not is_of_curves(L_ND)
+    found, reasons = unfinished_ends(study(), chinchilla, None, None, [end], {"N": 2e5})
+    assert found == [] and "selection leaves it out" in reasons[LATE]

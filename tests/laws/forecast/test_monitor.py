@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import polars as pl
 import pytest
+from etils import epath
 
 from scaling_jax.errors import RequestError
 from scaling_jax.laws.forecast import monitor
 from scaling_jax.laws.forecast.monitor import look_ahead
+from scaling_jax.records.files import write_record
+from scaling_jax.records.requests import ask_to_stop
 from scaling_jax.records.store import Records
 
 RUN = "n27648-s1-lr0.01"
@@ -41,17 +45,19 @@ def test_the_end_of_a_run_under_way_is_beside_it(make_records: Callable[..., Rec
     assert [run["run_id"] for run in doc["stops"]["runs"]] == [RUN]
 
 
-def test_a_run_that_was_stopped_is_forecast_and_not_asked_for_again(
-    make_records: Callable[..., Records],
+def test_a_run_that_was_stopped_or_asked_to_is_forecast_and_counts(
+    make_records: Callable[..., Records], tmp_path: Path
 ) -> None:
     whole = make_records(noise=0.001, seeds=3, recorded=60, bracket=False)
     ahead = under_way(under_way(whole, RUN), OTHER)
     stopped = pl.when(run_id=RUN).then(pl.lit("stopped")).otherwise("status")
-    records = Records(ahead.runs.with_columns(status=stopped), ahead.curves, "stopped")
-    found = look_ahead(records, "l_ns", asked=[OTHER])
+    records = Records(ahead.runs.with_columns(status=stopped), ahead.curves, str(tmp_path))
+    write_record(epath.Path(tmp_path / OTHER / "status.json"), {})
+    assert ask_to_stop(epath.Path(tmp_path), OTHER, "l_ns", "the rule", "it may")
+    found = look_ahead(records, "l_ns")
     assert found is not None and found.forecasts is not None and found.stops is not None
     assert {run.run_id for run in found.forecasts.runs} == {RUN, OTHER}
-    assert set(found.stops.may_stop) == {RUN, OTHER}  # whatever they would move
+    assert set(found.stops.stopped) == {RUN, OTHER}  # whatever they would move
 
 
 def test_nothing_under_way_is_nothing_to_look_at(make_records: Callable[..., Records]) -> None:

@@ -96,7 +96,7 @@ def test_the_rates_of_a_finished_run_that_was_alike_so_far_are_taken_over() -> N
     finished = [run("linear", 1000.0, "linear"), run("cosine", 1000.0, "cosine")]
     seen = run("new", 4000.0, "cosine").until(2200.0)
     found = plan_of_another(seen, 4000.0, finished)
-    assert found is not None and found.run_id == "cosine"
+    assert found is not None and found.name == "cosine"
     assert found.rows[-1, 0] == 4000.0
     at = np.interp(3000.0, found.rows[:, 0], found.rows[:, 1])
     assert at == pytest.approx(1e-3 * (1 + np.cos(np.pi * 0.75)), rel=0.05)
@@ -111,12 +111,12 @@ def test_a_rate_that_has_not_fallen_yet_falls_as_it_did_under_the_same_schedule(
 
     finished = [run("constant", "constant", falls=False), run("falls", "wsd")]
     declared = plan_of_another(run("new", "wsd").until(500.0), 1000.0, finished)
-    assert declared is not None and declared.run_id == "falls" and declared.rows[-1, 1] == 0
+    assert declared is not None and declared.name == "falls" and declared.rows[-1, 1] == 0
     unknown = run("new", None).until(500.0)
     stays = plan_of_another(unknown, 1000.0, finished)
-    assert stays is not None and stays.run_id == "constant"
+    assert stays is not None and stays.name == "constant"
     only = plan_of_another(unknown, 1000.0, finished[1:])
-    assert only is not None and only.run_id == "falls"
+    assert only is not None and only.name == "falls"
 
 
 def test_a_warm_up_of_other_length_hides_no_schedule() -> None:

@@ -81,7 +81,7 @@ def test_a_horizon_is_asked_of_the_runs_that_have_not_reached_it(curves, tmp_pat
     assert abs(found.runs[0].prediction.loss - curves[5].final_loss) < 0.03
     assert not found.runs[0].interval.calibrated
     assert "uncalibrated" in found.runs[0].flags
-    with pytest.raises(RequestError, match="before the last point of every run"):
+    with pytest.raises(RequestError, match="every run has come to horizon"):
         forecast(records, horizon=500.0)
     with pytest.raises(RequestError, match="above 0"):
         forecast(records, horizon=-1.0)
@@ -168,6 +168,8 @@ def test_another_schedule_is_asked_of_running_and_of_new_runs() -> None:
     assert len(found.new_runs) == 5 and found.new_runs[0].run_id == "constant N=1e+06"
     covered = 400 + 1000 / np.pi * np.sin(0.4 * np.pi) + 1200  # steps at the peak
     assert found.runs[0].prediction.loss == pytest.approx(1.75 + 20 * covered**-0.5, abs=0.01)
+    sooner = forecast(study("cosine", 800), schedule="constant", horizon=500)
+    assert not sooner.runs and len(sooner.new_runs) == 5
 
 
 def test_helpers_that_stop_short_are_cut_in_the_calibration_too(monkeypatch) -> None:

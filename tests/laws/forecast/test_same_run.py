@@ -13,7 +13,6 @@ from scaling_jax.laws.forecast.same_run import (
     ALONE,
     BASELINES,
     FINISHED_RUNS,
-    METHODS,
     POWER_OFFSET,
     predict_alone,
     predict_from_finished,
@@ -65,7 +64,7 @@ def test_no_look_ahead() -> None:
     finished = [run(str(i), 1e6 * 2.0**i, seed=i, noise=1e-3) for i in range(6)]
     target = run("target", 1e8)
     later = replace(target, loss=np.where(target.step > 1000, 9.0, target.loss))
-    for method in (*BASELINES, *METHODS):
+    for method in (*BASELINES, FINISHED_RUNS, ALONE):
         seen = method.predict(target.until(1000), 5000, finished, None)
         assert seen == method.predict(later.until(1000), 5000, finished, None)
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from scaling_jax.errors import WorkError
+from scaling_jax.laws.forecast.schedule_laws import ANNEALING, MULTI_POWER
 from scaling_jax.laws.forecast.schedule_methods import (
-    METHODS,
     MULTI_POWER_LAW,
     planned_rates,
+    predict_end,
     predict_schedule,
 )
 from tests.laws.forecast.multipowerlaw import (
@@ -27,8 +28,8 @@ from tests.laws.forecast.test_schedule import STEP, a_curve, constant, cosine, r
 def test_the_end_of_a_decaying_run_with_other_runs_of_its_model():
     finished = [a_curve(constant(), name="a"), a_curve(cosine(), name="b")]
     hidden = a_curve(wsd(), name="hidden")
-    for method in METHODS:
-        found = method.predict(hidden.until(10000), STEP[-1], finished, rows(wsd()))
+    for law in (MULTI_POWER, ANNEALING):
+        found = predict_end(law, hidden.until(10000), STEP[-1], finished, rows(wsd()))
         assert found == pytest.approx(hidden.loss[-1], abs=0.01)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling_jax.errors import RequestError
+from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.seal import data_hash, measured_at, read_seal, score, write_seal
 
@@ -67,6 +69,35 @@ def test_a_seal_is_never_written_over_even_by_two_at_once(tmp_path: Path) -> Non
     with pytest.raises(RequestError, match="exists"):
         seal(path, [row("a", 1.0, 0.9, 1.1)], [curve("a", 400)])
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_a_disk_that_refuses_is_said_of_the_seal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    path = tmp_path / "a.json"
+    with pytest.raises(WorkError, match=rf"^Could not write {path}: No space left on device"):
+        seal(path, [row("a", 2.1, 2.0, 2.2)], [curve("a", 400)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_links_takes_seals_and_none_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "a.json"
+    seal(path, [row("a", 2.1, 2.0, 2.2)], [curve("a", 400)])
+    before = path.read_bytes()
+    with pytest.raises(RequestError, match="never written over"):
+        seal(path, [row("a", 1.0, 0.9, 1.1)], [curve("a", 400)])
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_nothing_to_seal_is_refused_and_leaves_no_file(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_runs_that_were_stopped_come_first_and_always_count(read: Read) -> None:
     assert set(gone) < set(found.may_stop) and not set(gone) & set(free.may_stop)
     assert len(found.may_stop) == len(free.may_stop)
     assert {run.reason for run in found.runs if run.run_id in gone} == {
-        "it was stopped already, and counts among those judged together"
+        "it was stopped or asked to already, and counts among those judged together"
     }
     # One that moves the fit by itself leaves no room for another.
     runs = [FAR, INSIDE]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from scaling_jax import records
+from scaling_jax.errors import RequestError
 from scaling_jax.laws.forecast.curve import curves_of
 from scaling_jax.laws.forecast.run import forecast
 from scaling_jax.laws.forecast.unnamed import with_runs
@@ -46,4 +48,26 @@ def test_runs_that_a_table_names_stay(tmp_path: Path) -> None:
     named = table(tmp_path / "named.csv", run_id=pl.lit("a"))
     mapped = table(tmp_path / "mapped.csv", trial=pl.lit("b"))
     assert with_runs(named) is named
-    assert with_runs(mapped, {"run": "trial"}) is mapped
+    (curve,), _ = curves_of(mapped, {"run": "trial"})
+    assert (curve.run_id, curve.name) == ("b", "b")
+    own = table(tmp_path / "own.csv", trial=pl.lit("b"), name=pl.lit("mine"))
+    assert curves_of(own, {"run": "trial"})[0][0].name == "mine"
+
+
+def test_rows_of_one_seed_and_several_sizes_are_several_curves(tmp_path: Path) -> None:
+    both = {"seed": pl.lit(3), "N": pl.when(pl.col("step") % 20 == 0).then(8e6).otherwise(4)}
+    found = table(tmp_path / "seeds.csv", **both)
+    curves, _ = curves_of(found)
+    assert [(c.name, c.size, c.step.size) for c in curves] == [
+        ("run-0001 N=4", 4.0, 25),
+        ("run-0001 N=8000000", 8e6, 25),
+    ]
+    again = with_runs(with_runs(found))
+    assert sorted(again.runs["run_id"]) == [c.run_id for c in curves]
+
+
+def test_curves_that_only_another_column_tells_apart_ask_for_it(tmp_path: Path) -> None:
+    two = pl.concat([pl.DataFrame({"step": STEP, "loss": c + 3 * STEP**-0.5}) for c in (2.0, 2.1)])
+    two.write_csv(tmp_path / "two.csv")
+    with pytest.raises(RequestError, match="run=COLUMN"):
+        curves_of(records.load(tmp_path / "two.csv"))

@@ -12,6 +12,7 @@ from etils import epath
 
 from scaling_jax.errors import RequestError, WorkError
 from scaling_jax.laws.forecast import watch as watching
+from scaling_jax.laws.forecast.monitor import Look
 from scaling_jax.laws.forecast.seal import read_seal
 from scaling_jax.laws.forecast.watch import PROGRESS, Watcher, require_study, watch
 from scaling_jax.records.forecasts import forecast_files, written_at
@@ -127,16 +128,25 @@ def test_runs_that_the_rule_can_spare_are_asked_to_stop_once(study: Study, secon
     assert stop_requests(study.out, [RUN])[RUN] == request
 
 
-def test_an_early_forecast_stops_nothing_for_a_law_it_may_change(
-    study: Study, seconds, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("run", "spared"), [("n6144-s1-lr0.01", True), ("n27648-s0-lr0.01", False)]
+)
+def test_what_carries_the_law_is_not_asked(
+    tmp_path: Path, make_records, seconds, run: str, spared: bool
 ) -> None:
-    monkeypatch.setattr(watching, "stop_requests", lambda out, runs: {})
-    study.train(RUN, 100)
+    whole = make_records(
+        (3456, 6144, 12288, 27648), seeds=3, noise=0.001, run_noise=0.01, bracket=False
+    )
+    kept = whole.runs.filter((pl.col("seed") == 0) | (pl.col("params_non_embedding") < 27648))
+    study = Study(tmp_path / "runs", Records(kept, whole.curves, "one seed of the largest"))
+    for run_id in kept["run_id"]:
+        study.train(run_id, 9000 if run_id == run else STEPS)
     watcher = Watcher(study.folder, "l_ns", Told())
-    watcher.look()
-    (row,) = read_seal(watcher.written[0])["runs"]
-    assert (row["may_stop"] is True) == (watcher.asked == [RUN])
-    assert row["reason"]
+    with FolderLock(study.out):
+        watcher.look()
+    (row,) = read_seal(watcher.written[-1])["runs"]
+    assert row["may_stop"] is spared and "alpha_" in row["reason"], row["reason"]
+    assert watcher.asked == [run] * spared
 
 
 def test_a_look_that_fails_is_told_once_and_tried_again(
@@ -154,6 +164,25 @@ def test_a_look_that_fails_is_told_once_and_tried_again(
     watcher.look()
     assert len(watcher.written) == 1
     assert "looks succeed again" in told
+
+
+def test_what_cannot_be_forecast_yet_is_looked_at_again_further_on(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def nothing(*_: object) -> Look:
+        looks.append(True)
+        return Look(None, None, ("too early",))
+
+    monkeypatch.setattr(watching, "look_ahead", nothing)
+    told = Told()
+    watcher = Watcher(study.folder, None, told)
+    for until, so_far in ((3000, 1), (3001, 1), (8000, 2)):
+        study.train(RUN, until)
+        watcher.look()
+        assert len(looks) == so_far
+    assert told == ["too early"] and watcher.written == []
 
 
 def _failing(fault: Exception) -> Callable[..., None]:
