@@ -52,6 +52,8 @@ def monitor(
     from scaling_jax.records.files import as_path
 
     every_s = parse_time(every, "--every")
+    if every_s < 1:  # forecasts are named by the second
+        raise RequestError(f"--every is a second or more, not {every}")
     study = as_path(folder)
     messages = Console(stderr=json)
     with StopOnRequest() as stop:

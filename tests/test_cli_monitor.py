@@ -194,3 +194,8 @@ def test_status_counts_the_forecasts_that_were_written(
     assert cli.main(["status", str(study)]) == 0
     line = f"{study / 'forecasts'}: forecasts written: 2, the newest 2026-01-02T00:00:00+00:00"
     assert line in capsys.readouterr().out.splitlines()
+
+
+def test_looks_are_a_second_apart_or_more(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["monitor", "runs/none", "--every", "0.5s"]) == 2
+    assert "--every is a second or more, not 0.5s" in capsys.readouterr().err
