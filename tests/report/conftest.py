@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from scaling_jax.laws.forecast.backtest import Backtest, backtest_runs
+from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.panel import Lamp
 from scaling_jax.laws.result import Fit
 from scaling_jax.records.schema import CURVE_COLUMNS, RUN_COLUMNS
@@ -189,3 +191,23 @@ def stand_in_fit(convention="params_non_embedding", other=None):
 @pytest.fixture(scope="session")
 def fit():
     return stand_in_fit(other=stand_in_fit("params_total"))
+
+
+@pytest.fixture(scope="session")
+def curves() -> list[Curve]:
+    rng = np.random.default_rng(0)
+    step = np.arange(20.0, 2001.0, 20.0)
+    return [
+        Curve(
+            f"r{i:02d}", f"r{i:02d}", step,
+            (2 - 0.03 * i + 12 * (1 + 0.1 * rng.standard_normal()) * step**-0.5)
+            * np.exp(0.002 * rng.standard_normal(step.size)),
+            size=1e6 * 1.5**i,
+        )
+        for i in range(22)
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def test(curves: list[Curve]) -> Backtest:
+    return backtest_runs(curves)

@@ -11,33 +11,11 @@ import pytest
 from matplotlib.collections import PathCollection
 
 from scaling_jax.errors import RequestError
-from scaling_jax.laws.forecast.backtest import backtest_runs
-from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.new_runs import backtest_larger
 from scaling_jax.laws.forecast.run import Forecasts, RunForecast
 from scaling_jax.report.figures import forecast as figures
 from scaling_jax.report.figures import render
 from scaling_jax.report.figures.style import new_figure
-
-
-@pytest.fixture(scope="module")
-def curves() -> list[Curve]:
-    rng = np.random.default_rng(0)
-    step = np.arange(20.0, 2001.0, 20.0)
-    return [
-        Curve(
-            f"r{i:02d}", f"r{i:02d}", step,
-            (2 - 0.03 * i + 12 * (1 + 0.1 * rng.standard_normal()) * step**-0.5)
-            * np.exp(0.002 * rng.standard_normal(step.size)),
-            size=1e6 * 1.5**i,
-        )
-        for i in range(22)
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def test(curves):
-    return backtest_runs(curves)
 
 
 @pytest.fixture(scope="module")

@@ -20,14 +20,13 @@ from scaling_jax.laws.forecast.curve import Curve
 # Held-out forecasts whose ratio horizon / observed is within this factor went as far.
 SAME_REACH = 1.6
 # Where n curves are too few for a quantile, the largest score is widened by 1 + FEW / n; with less
-# than LEAST_CURVES the half-width is at least ALONE times the difficulty. On gemstones up to width
-# 1024 and the 25M runs of multipowerlaw the first covers 90 to 100 % of runs, each judged by a few
-# others, the second 94 % of runs, each alone; on the rest of both sets 93 to 99 % and 87 %.
+# than LEAST_CURVES the half-width is at least ALONE times the difficulty. Chosen for the coverage
+# of runs judged by a few others, or alone: gemstones up to width 1024, 25M of multipowerlaw.
 FEW = 4.0
 LEAST_CURVES = 3
 ALONE = 3.0
 # Curves of another set are not exchangeable with these, and scores are widened to judge them. Twice
-# is what the constant runs of multipowerlaw need to cover 86 % of gemstones; otherwise once does.
+# is more than gemstones and multipowerlaw need of each other, and not more than small models do.
 OTHER_SET = 2.0
 
 

@@ -11,7 +11,7 @@ from scaling_jax.laws.forecast.cleaning import branched, clean, not_back
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.method import Method, Question
 
-# Chosen on gemstones up to width 1024, the 25M runs of multipowerlaw and small models of our own.
+# Chosen on multipowerlaw, on runs of Haegele et al. (2024) and on small models of our own.
 _ASKED = 8  # finished runs, the nearest, that are asked alike
 _HELPED = 24  # finished runs, the nearest, that help these
 _POWER = 1.5  # of the mean square error, that divides the weight
@@ -51,13 +51,14 @@ def combine(question: Question, methods: Sequence[Method], losses: Mapping[str, 
     if not question.observed.step.size or (len(used) == 1 and not lawful.any()):
         (name,) = losses
         return Combined(losses[name], name, 0.0)
-    errors = held_out(question, used)
+    near = nearest(question)
+    errors = held_out(question, used, near)
     usual = np.array([_USUAL.get(method.name, 1.0) for method in used]) ** 2
     if errors.size:
         usual = usual * np.median(errors**2)
     square = (usual + np.sum(errors**2, axis=0)) / (1 + len(errors)) + _TINY
     each = np.array([losses[method.name] for method in used])
-    weight = square**-_POWER * _plausible(question, each)
+    weight = square**-_POWER * _plausible(question, each, near[:_ASKED])
     weight /= weight.sum()
     each = each - lawful * np.sum(errors, axis=0) / (len(errors) + _WITHOUT_ERROR)
     loss = float(weight @ each)
@@ -65,11 +66,11 @@ def combine(question: Question, methods: Sequence[Method], losses: Mapping[str, 
     return Combined(loss, " + ".join(method.name for method in used), spread)
 
 
-def _plausible(question: Question, losses: np.ndarray) -> np.ndarray:
-    """How plausible forecasts (m,) are beside what finished runs lost after the same share."""
-    seen, near = question.observed, _nearest(question)[:_ASKED]
+def _plausible(question: Question, losses: np.ndarray, near: Sequence[Curve]) -> np.ndarray:
+    """How plausible forecasts (m,) are beside what runs `near` lost after the same share."""
     if len(near) < 2:
         return np.ones(losses.size)
+    seen = question.observed
     share = seen.end / question.horizon
     level = [float(np.interp(share * run.end, run.step, run.loss)) for run in near]
     lost = 1 - np.array([run.final_loss for run in near]) / level
@@ -78,9 +79,12 @@ def _plausible(question: Question, losses: np.ndarray) -> np.ndarray:
     return np.exp(-0.5 * np.minimum(np.abs(off), _MOST_OFF) ** 2)
 
 
-def held_out(question: Question, methods: Sequence[Method]) -> np.ndarray:
-    """The errors (runs, methods), nats a token, at the ends of finished runs asked alike."""
-    near = _nearest(question)[:_HELPED]
+def held_out(question: Question, methods: Sequence[Method], near: Sequence[Curve]) -> np.ndarray:
+    """The errors (runs, methods), nats a token, at the ends of finished runs asked alike.
+
+    `near` are the finished runs, `nearest` first.
+    """
+    near = near[:_HELPED]
     ratio = question.horizon / question.observed.end
     errors: list[list[float]] = []
     for run in near:
@@ -101,7 +105,7 @@ def held_out(question: Question, methods: Sequence[Method]) -> np.ndarray:
     return np.array(errors, dtype=np.float64).reshape(len(errors), len(methods))
 
 
-def _nearest(question: Question) -> list[Curve]:
+def nearest(question: Question) -> list[Curve]:
     """The finished runs, the nearest in size first, and in loss after the same share of steps."""
     seen = question.observed
     runs = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scaling_jax.errors import WorkError
-from scaling_jax.laws.forecast.combine import combine, held_out
+from scaling_jax.laws.forecast.combine import combine, held_out, nearest
 from scaling_jax.laws.forecast.curve import Curve
 from scaling_jax.laws.forecast.method import Method, Question
 from scaling_jax.laws.forecast.predict import end_of_runs
@@ -49,7 +49,7 @@ def test_the_better_on_finished_runs_counts_for_more() -> None:
     assert found.name == "good + bad"
     assert abs(found.loss - losses["good"]) < 0.02
     assert 0 < found.spread < 0.1
-    errors = held_out(question, (good, bad))
+    errors = held_out(question, (good, bad), nearest(question))
     assert errors.shape == (5, 2) and errors[:, 0] == pytest.approx(0.01)
 
 
@@ -67,7 +67,7 @@ def test_without_finished_runs_to_ask_forecasts_are_averaged() -> None:
 
 def test_runs_that_one_method_cannot_forecast_do_not_count() -> None:
     none = Method("none", lambda *_: None)
-    assert held_out(asked(), (of_end(0.0, "a"), none)).shape == (0, 2)
+    assert held_out(asked(), (of_end(0.0, "a"), none), nearest(asked())).shape == (0, 2)
 
 
 def test_finished_runs_are_asked_alike_without_themselves_and_without_their_ends() -> None:
@@ -78,7 +78,7 @@ def test_finished_runs_are_asked_alike_without_themselves_and_without_their_ends
         return 2.0
 
     question = asked(0.5)
-    held_out(question, (Method("look", look),))
+    held_out(question, (Method("look", look),), nearest(question))
     assert len(seen) == 5
     for each in seen:
         run = next(run for run in FAMILY if run.run_id == each.observed.run_id)
